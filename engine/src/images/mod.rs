@@ -1,0 +1,1 @@
+//! CRIU image files: parsing with limits, and assembling a directory that restores.

@@ -1,0 +1,16 @@
+//! The engine: everything that a live migration does on either host.
+
+pub mod check;
+pub mod criu;
+pub mod destination;
+pub mod images;
+pub mod journal;
+pub mod lazy;
+pub mod memory;
+pub mod net;
+pub mod page_store;
+pub mod report;
+pub mod source;
+pub mod strategy;
+pub mod sys;
+pub mod target;

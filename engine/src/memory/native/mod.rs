@@ -1,0 +1,1 @@
+//! The native source: userfaultfd write-protection and PAGEMAP_SCAN.

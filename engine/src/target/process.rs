@@ -1,0 +1,1 @@
+//! `pid:N`: a process and all its descendants.

@@ -1,0 +1,1 @@
+//! Test hosts, self-checking workloads and probing clients.

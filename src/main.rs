@@ -1,0 +1,3 @@
+//! ferry moves a running process tree to another host.
+
+fn main() {}

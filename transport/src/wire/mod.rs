@@ -1,0 +1,5 @@
+//! Bytes on the wire: the control messages, the page frames, and their limits.
+
+pub mod codec;
+pub mod control;
+pub mod frame;
