@@ -1,1 +1,167 @@
-//! journal
+//! What each side has decided, written down before it acts on it.
+//!
+//! One file a migration and side, `<state>/journal/<id>.<side>`, append-only.
+//! Each line is a record an operator can read:
+//!
+//! ```text
+//! 5f3a09c1 {"at":1764000000123,"record":{"prepared":{"pids":[4711]}}}
+//! ^ CRC32 of the rest of the line, 8 hex digits
+//! ```
+//!
+//! A line whose checksum is wrong ends the journal: it was being written when
+//! its writer died. Records are in the page cache when [`Journal::append`]
+//! returns, and so survive any death of the process; they are not forced to the
+//! disk inside the freeze, because a host that loses power loses the tasks that
+//! the record is about as well. [`Journal::sync`] does so outside it.
+
+mod record;
+
+pub use record::{DestinationRecord, Entry, Record, Side, SourceRecord, TaskId};
+
+use ferry_transport::wire::control::MigrationId;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The longest journal that is read, in bytes.
+const MAX_JOURNAL: u64 = 16 << 20;
+
+/// An open journal of one migration on one side.
+#[derive(Debug)]
+pub struct Journal<R> {
+    file: File,
+    path: PathBuf,
+    kind: std::marker::PhantomData<fn(R)>,
+}
+
+impl<R: Record> Journal<R> {
+    /// Opens the journal of `id` for appending, creating it if it is new.
+    pub fn open(state: &Path, id: MigrationId) -> io::Result<Journal<R>> {
+        let path = path_of(state, id, R::SIDE);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory(state))?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        Ok(Journal { file, path, kind: std::marker::PhantomData })
+    }
+
+    /// Writes one record. When this returns the record outlives the process.
+    pub fn append(&mut self, record: &R) -> io::Result<()> {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let json = serde_json::to_string(&serde_json::json!({ "at": at, "record": record }))?;
+        let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        // One write call: a record is there as a whole or torn at the end, never interleaved.
+        self.file.write_all(line.as_bytes())
+    }
+
+    /// Forces what was written to the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The journal's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Reads a journal: every whole record, oldest first. A missing file is empty.
+pub fn read<R: Record>(state: &Path, id: MigrationId) -> io::Result<Vec<Entry<R>>> {
+    let file = match File::open(path_of(state, id, R::SIDE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut entries = Vec::new();
+    for line in BufReader::new(file.take(MAX_JOURNAL)).lines() {
+        let Some(entry) = line.ok().and_then(|line| parse_line(&line)) else { break };
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+fn parse_line<R: Record>(line: &str) -> Option<Entry<R>> {
+    let (crc, json) = line.split_once(' ')?;
+    let crc = u32::from_str_radix(crc, 16).ok()?;
+    (crc32fast::hash(json.as_bytes()) == crc).then(|| serde_json::from_str(json).ok())?
+}
+
+/// Every migration that has a journal of this side, in no order.
+pub fn list(state: &Path, side: Side) -> io::Result<Vec<MigrationId>> {
+    let entries = match std::fs::read_dir(directory(state)) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let Some((id, of)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+        if of == side.suffix()
+            && let Ok(id) = id.parse()
+        {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+fn directory(state: &Path) -> PathBuf {
+    state.join("journal")
+}
+
+fn path_of(state: &Path, id: MigrationId, side: Side) -> PathBuf {
+    directory(state).join(format!("{id}.{}", side.suffix()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(state: &Path, id: MigrationId) -> Vec<DestinationRecord> {
+        read(state, id).unwrap().into_iter().map(|entry| entry.record).collect()
+    }
+
+    #[test]
+    fn what_was_appended_is_read_back() {
+        let state = tempfile::tempdir().unwrap();
+        let id = MigrationId(7);
+        let mut journal = Journal::open(state.path(), id).unwrap();
+        journal.append(&DestinationRecord::Committed).unwrap();
+        drop(journal);
+        let mut journal = Journal::open(state.path(), id).unwrap();
+        journal.append(&DestinationRecord::Resumed).unwrap();
+        assert_eq!(records(state.path(), id), [DestinationRecord::Committed, DestinationRecord::Resumed]);
+        assert_eq!(list(state.path(), Side::Destination).unwrap(), [id]);
+        assert_eq!(list(state.path(), Side::Source).unwrap(), []);
+    }
+
+    #[test]
+    fn a_torn_or_altered_record_ends_the_journal_at_every_byte() {
+        let state = tempfile::tempdir().unwrap();
+        let id = MigrationId(8);
+        let mut journal = Journal::open(state.path(), id).unwrap();
+        journal.append(&DestinationRecord::Committed).unwrap();
+        let first = std::fs::metadata(journal.path()).unwrap().len() as usize;
+        journal.append(&DestinationRecord::Discarded { cause: "cut".into() }).unwrap();
+        let whole = std::fs::read(journal.path()).unwrap();
+        for end in first..whole.len() - 1 {
+            std::fs::write(journal.path(), &whole[..end]).unwrap();
+            assert_eq!(records(state.path(), id), [DestinationRecord::Committed], "cut at {end}");
+        }
+        for at in first..whole.len() - 1 {
+            let mut altered = whole.clone();
+            altered[at] ^= 0x01;
+            std::fs::write(journal.path(), &altered).unwrap();
+            assert_eq!(records(state.path(), id).first(), Some(&DestinationRecord::Committed));
+            assert!(records(state.path(), id).len() < 2, "altered at {at}");
+        }
+    }
+
+    #[test]
+    fn a_missing_journal_is_empty() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(records(state.path(), MigrationId(9)).is_empty());
+        assert!(list(state.path(), Side::Source).unwrap().is_empty());
+    }
+}

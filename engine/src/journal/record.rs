@@ -1,0 +1,140 @@
+//! The records of both sides.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Which end of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Where the workload comes from.
+    Source,
+    /// Where it goes.
+    Destination,
+}
+
+impl Side {
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Side::Source => "source",
+            Side::Destination => "destination",
+        }
+    }
+}
+
+/// A record type: says whose journal it belongs in.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The side.
+    const SIDE: Side;
+}
+
+/// A record and when it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "R: Record")]
+pub struct Entry<R: Record> {
+    /// Milliseconds since the epoch, this host's clock.
+    pub at: u64,
+    /// What was decided.
+    pub record: R,
+}
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TaskId {
+    /// Its PID on this host.
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks after boot.
+    pub start_time: u64,
+}
+
+/// What the source decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceRecord {
+    /// The migration began.
+    Started {
+        /// The target, as typed.
+        target: String,
+        /// The peer's address, as typed.
+        to: String,
+        /// The engine that does it.
+        engine: TaskId,
+        /// The address that moves, `ADDR/LEN@IFACE`, if one does.
+        move_ip: Option<String>,
+    },
+    /// A freeze was requested.
+    Freezing,
+    /// Commit may have been sent from here on. The tasks are pinned: they do not
+    /// run unless somebody sends them SIGCONT.
+    Committing {
+        /// Every process of the tree.
+        tasks: Vec<TaskId>,
+    },
+    /// No answer came; the tasks stay pinned.
+    InDoubt {
+        /// What was tried.
+        cause: String,
+    },
+    /// The copy runs there; the tree here was removed.
+    Completed,
+    /// The workload runs here.
+    Aborted {
+        /// Why.
+        cause: String,
+    },
+    /// An operator decided.
+    Resolved {
+        /// Where the workload is to live.
+        runs: Side,
+    },
+}
+
+impl Record for SourceRecord {
+    const SIDE: Side = Side::Source;
+}
+
+/// What the destination decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DestinationRecord {
+    /// A migration was accepted.
+    Accepted {
+        /// What it is.
+        target: String,
+        /// Who sends it.
+        from: String,
+        /// The receiver that takes it.
+        engine: TaskId,
+    },
+    /// A restore begins: tasks of these PIDs may exist, held, from here on.
+    Restoring {
+        /// The tree's PIDs, root first.
+        pids: Vec<u32>,
+    },
+    /// The copy is complete and held; Ready may have been sent.
+    Prepared {
+        /// Every process of the copy.
+        tasks: Vec<TaskId>,
+    },
+    /// **The commit point.** From here on the workload belongs to this side.
+    Committed,
+    /// The hold is being released: something may have run from here on.
+    Released,
+    /// It runs here.
+    Resumed,
+    /// Every page has been handed over.
+    Drained,
+    /// Nothing ran and nothing will.
+    Discarded {
+        /// Why.
+        cause: String,
+    },
+    /// An operator decided.
+    Resolved {
+        /// Where the workload is to live.
+        runs: Side,
+    },
+}
+
+impl Record for DestinationRecord {
+    const SIDE: Side = Side::Destination;
+}
