@@ -14,3 +14,6 @@ pub mod source;
 pub mod strategy;
 pub mod sys;
 pub mod target;
+
+/// The product's version, for reports and greetings.
+pub const REVISION: &str = env!("CARGO_PKG_VERSION");

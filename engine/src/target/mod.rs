@@ -32,6 +32,11 @@ pub trait Target: Send {
     /// For people and reports: `pid:4711 (redis-server)`.
     fn describe(&self) -> String;
 
+    /// The number under which CRIU's images name process `pid` of this host.
+    fn image_pid(&self, pid: i32) -> u32 {
+        pid.unsigned_abs()
+    }
+
     /// Starts and checks whatever can be started and checked before the freeze.
     /// On failure nothing was started and the workload runs.
     fn prepare(&mut self) -> Result<(), TargetError>;
