@@ -2,3 +2,5 @@
 //!
 //! One file a kernel interface; each offers a safe face. What depends on the
 //! processor stands in `arch` alone.
+
+pub mod packet;
