@@ -3,4 +3,12 @@
 //! One file a kernel interface; each offers a safe face. What depends on the
 //! processor stands in `arch` alone.
 
+pub mod arch;
+pub mod inject;
 pub mod packet;
+pub mod pagemap_scan;
+pub mod pidfd;
+pub mod process_memory;
+pub mod procfs;
+pub mod ptrace;
+pub mod userfaultfd;

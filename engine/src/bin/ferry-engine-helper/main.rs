@@ -1,0 +1,23 @@
+//! What the engine's tests start beside themselves: the injection helper, and
+//! workloads to be followed. Not installed; `ferry` is its own helper.
+
+mod sys;
+mod workload;
+
+use std::env;
+
+fn main() {
+    let mut arguments = env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some(ferry_engine::sys::inject::HELPER_VERB), Some(pid)) => {
+            ferry_engine::sys::inject::helper_main(&pid)
+        }
+        (Some("workload"), None) => workload::serve(),
+        (Some("sleeper"), Some(call)) => workload::sleep_in(&call),
+        (Some("spinner"), Some(threads)) => workload::spin(threads.parse().unwrap_or(1)),
+        _ => {
+            eprintln!("ferry-engine-helper is started by the engine's tests");
+            std::process::exit(2);
+        }
+    }
+}
