@@ -46,6 +46,20 @@ pub struct TaskId {
     pub start_time: u64,
 }
 
+impl TaskId {
+    /// The process that has this PID now. `NotFound` when there is none.
+    pub fn of(pid: i32) -> std::io::Result<TaskId> {
+        let stat = crate::sys::procfs::stat::of(pid)?;
+        Ok(TaskId { pid, start_time: stat.start_time })
+    }
+
+    /// Whether the very process still exists and has not exited.
+    pub fn is_alive(&self) -> bool {
+        crate::sys::procfs::stat::of(self.pid)
+            .is_ok_and(|stat| stat.start_time == self.start_time && !stat.state.is_dead())
+    }
+}
+
 /// What the source decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -90,7 +90,8 @@ enum Order {
     Disarm,
 }
 
-/// A memory source on its thread.
+/// A memory source on its thread; a clone is another handle to the same one.
+#[derive(Clone)]
 pub struct MemoryThread {
     orders: std::sync::mpsc::Sender<Order>,
 }

@@ -1,0 +1,212 @@
+//! A migration whose engine is gone: what is known, and how it is ended.
+//!
+//! The source's tasks are in one of three conditions, which the journal tells:
+//! before `committing` CRIU let them run when its engine died; from `committing`
+//! on they are stopped beneath it (state T) until somebody decides; after
+//! `completed` or `aborted` there is nothing to decide.
+
+use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
+use crate::net::address::AddressHolder;
+use ferry_transport::link::{Connector, LinkError};
+use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// What a source's journal says of a migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceStanding {
+    /// There is no such journal.
+    Unknown,
+    /// Its engine is at work.
+    UnderWay,
+    /// Its engine died before Commit could be sent: the workload runs here.
+    Interrupted,
+    /// Commit may have been sent and no outcome is written down.
+    InDoubt {
+        /// The stopped tree.
+        tasks: Vec<TaskId>,
+    },
+    /// It runs there.
+    Completed,
+    /// It runs here.
+    Aborted {
+        /// Why.
+        cause: String,
+    },
+    /// An operator decided.
+    Resolved(Side),
+}
+
+/// Asks the destination what became of a migration, over a link of its own.
+pub async fn ask(connector: &dyn Connector, hello: &Hello, id: MigrationId) -> Result<Outcome, LinkError> {
+    let conversation = async {
+        let link = connector.connect().await?;
+        let (mut sender, mut receiver) = link.control().await?;
+        sender.send(&Message::Hello(hello.clone())).await?;
+        sender.send(&Message::AskOutcome(id)).await?;
+        loop {
+            match receiver.recv().await? {
+                Message::Hello(_) | Message::KeepAlive => {}
+                Message::Outcome(of, outcome) if of == id => {
+                    link.close("answered").await;
+                    return Ok(outcome);
+                }
+                other => {
+                    return Err(LinkError::Protocol(format!("{} instead of an outcome", other.name())));
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), conversation)
+        .await
+        .unwrap_or_else(|_| Err(LinkError::Lost("no answer within 15 s".into())))
+}
+
+/// What the journal says, and whether its engine lives.
+pub fn standing(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
+    let entries = journal::read::<SourceRecord>(state, id)?;
+    Ok(conclude(&entries, TaskId::is_alive))
+}
+
+fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
+    let mut standing = SourceStanding::Unknown;
+    let mut engine_lives = false;
+    for entry in entries {
+        match &entry.record {
+            SourceRecord::Started { engine, .. } => {
+                engine_lives = alive(engine);
+                standing = SourceStanding::Interrupted;
+            }
+            SourceRecord::Freezing | SourceRecord::InDoubt { .. } => {}
+            SourceRecord::Committing { tasks } => standing = SourceStanding::InDoubt { tasks: tasks.clone() },
+            SourceRecord::Completed => standing = SourceStanding::Completed,
+            SourceRecord::Aborted { cause } => standing = SourceStanding::Aborted { cause: cause.clone() },
+            SourceRecord::Resolved { runs } => standing = SourceStanding::Resolved(*runs),
+        }
+    }
+    match standing {
+        SourceStanding::Interrupted | SourceStanding::InDoubt { .. } if engine_lives => SourceStanding::UnderWay,
+        other => other,
+    }
+}
+
+/// Ends a doubt: the workload is to live on `runs`. The other side's word, or an
+/// operator's, must stand behind it: this makes it true here.
+pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>, String> {
+    let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
+        return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
+    };
+    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
+    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
+    let _ = journal.sync();
+    let mut done = Vec::new();
+    match runs {
+        Side::Destination => {
+            kill_tasks(&tasks);
+            done.push(format!("the {} stopped processes here were removed", tasks.len()));
+        }
+        Side::Source => {
+            if let Some(moved) = moved_address(state, id) {
+                let given = AddressHolder::at_destination(&moved).and_then(|mut holder| holder.give());
+                done.push(match given {
+                    Ok(()) => format!("{} is on {} again", moved.address, moved.interface),
+                    Err(error) => format!("the address {}: {error}", moved.address),
+                });
+            }
+            continue_tasks(&tasks);
+            done.push(format!("the {} processes run again here", tasks.len()));
+        }
+    }
+    Ok(done)
+}
+
+fn moved_address(state: &Path, id: MigrationId) -> Option<AddressMove> {
+    let entries = journal::read::<SourceRecord>(state, id).ok()?;
+    entries.iter().find_map(|entry| match &entry.record {
+        SourceRecord::Started { move_ip: Some(text), .. } => parse_address_move(text),
+        _ => None,
+    })
+}
+
+/// Parses `ADDR/LEN@IFACE`.
+pub fn parse_address_move(text: &str) -> Option<AddressMove> {
+    let (address, interface) = text.split_once('@')?;
+    let (address, prefix) = address.split_once('/')?;
+    let (address, prefix): (std::net::IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    (prefix <= longest && !interface.is_empty()).then(|| AddressMove {
+        address,
+        prefix,
+        interface: interface.to_owned(),
+    })
+}
+
+/// Kills every process that still is the one that was meant.
+pub fn kill_tasks(tasks: &[TaskId]) {
+    signal_tasks(tasks, Signal::SIGKILL);
+}
+
+/// Continues every process that still is the one that was meant.
+pub fn continue_tasks(tasks: &[TaskId]) {
+    signal_tasks(tasks, Signal::SIGCONT);
+}
+
+fn signal_tasks(tasks: &[TaskId], signal: Signal) {
+    for task in tasks.iter().filter(|task| task.is_alive()) {
+        let _ = kill(Pid::from_raw(task.pid), signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENGINE: TaskId = TaskId { pid: 1, start_time: 1 };
+    const TASK: TaskId = TaskId { pid: 2, start_time: 2 };
+
+    fn told(records: &[SourceRecord], engine_lives: bool) -> SourceStanding {
+        let started = SourceRecord::Started {
+            target: "pid:2".into(),
+            to: "there".into(),
+            engine: ENGINE,
+            move_ip: None,
+        };
+        let entries: Vec<_> = std::iter::once(started)
+            .chain(records.iter().cloned())
+            .map(|record| Entry { at: 0, record })
+            .collect();
+        conclude(&entries, |_| engine_lives)
+    }
+
+    #[test]
+    fn a_death_before_committing_leaves_the_workload_running_here() {
+        assert_eq!(told(&[SourceRecord::Freezing], false), SourceStanding::Interrupted);
+        assert_eq!(told(&[SourceRecord::Freezing], true), SourceStanding::UnderWay);
+    }
+
+    #[test]
+    fn a_death_after_committing_is_a_doubt_and_names_the_tasks() {
+        let committing = SourceRecord::Committing { tasks: vec![TASK] };
+        assert_eq!(told(&[committing], false), SourceStanding::InDoubt { tasks: vec![TASK] });
+    }
+
+    #[test]
+    fn an_outcome_ends_the_doubt_whoever_lives() {
+        let committing = SourceRecord::Committing { tasks: vec![TASK] };
+        assert_eq!(told(&[committing.clone(), SourceRecord::Completed], false), SourceStanding::Completed);
+        let resolved = SourceRecord::Resolved { runs: Side::Source };
+        assert_eq!(told(&[committing, resolved], true), SourceStanding::Resolved(Side::Source));
+    }
+
+    #[test]
+    fn address_moves_parse_or_are_refused() {
+        let moved = parse_address_move("10.0.0.5/24@eth0").unwrap();
+        assert_eq!((moved.prefix, moved.interface.as_str()), (24, "eth0"));
+        for bad in ["10.0.0.5/24", "10.0.0.5@eth0", "10.0.0.5/33@eth0", "x/24@eth0", "10.0.0.5/24@"] {
+            assert!(parse_address_move(bad).is_none(), "{bad}");
+        }
+    }
+}
