@@ -18,7 +18,10 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(out, "  cause      {cause}");
     }
     if !report.rounds.is_empty() {
-        let _ = writeln!(out, "  round    duration        dirty         sent    bandwidth   dirty rate  predicted");
+        let _ = writeln!(
+            out,
+            "  round    duration        dirty         sent    bandwidth   dirty rate  predicted"
+        );
     }
     for round in &report.rounds {
         let predicted = round.predicted_downtime_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.0} ms"));
@@ -37,8 +40,7 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(out, "  frozen     because {}", last.reason);
     }
     if let (Some(total), Some(parts)) = (report.downtime_ms, &report.downtime) {
-        let parts: Vec<String> =
-            parts.parts().iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
+        let parts: Vec<String> = parts.parts().iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
         let _ = writeln!(out, "  downtime   {total:.1} ms = {}", parts.join(" + "));
     }
     if let Some(brownout) = report.brownout_ms {

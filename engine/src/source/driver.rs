@@ -10,7 +10,9 @@ use super::state::{SourceAction, SourceInput, SourceState, learned};
 use crate::journal::{Journal, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemorySource, RoundScan};
 use crate::net::hooks::Stage;
-use crate::report::{Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, environment::Environment, ms};
+use crate::report::{
+    Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, environment::Environment, ms,
+};
 use crate::strategy::{Budget, Decision, History, RoundStats, Strategy};
 use crate::target::{FrozenDump, HeldDump, Target, TargetError};
 use ferry_transport::link::{Connector, ControlReceiver, ControlSender, Link, LinkError};
@@ -205,7 +207,9 @@ impl Source {
             SourceState::AwaitingReady => self.await_ready().await,
             SourceState::Committing => self.await_resumed().await,
             SourceState::InDoubt => self.ask_outcome().await,
-            SourceState::Completed | SourceState::Aborted { .. } => unreachable!("the driver stops at an end"),
+            SourceState::Completed | SourceState::Aborted { .. } => {
+                unreachable!("the driver stops at an end")
+            }
         };
         happened.unwrap_or_else(SourceInput::Failure)
     }
@@ -229,14 +233,17 @@ impl Source {
         }
         self.send(Message::Offer(Box::new(self.plan.offer.clone()))).await?;
         match self.receive(Duration::from_secs(120)).await? {
-            Message::Accepted(accepted) => self.restore_cost = Duration::from_micros(accepted.restore_cost_us),
+            Message::Accepted(accepted) => {
+                self.restore_cost = Duration::from_micros(accepted.restore_cost_us)
+            }
             Message::Refused(reasons) => {
                 return Err(format!("the destination refuses: {}", reasons.join("; ")));
             }
             other => return Err(format!("the destination answered the offer with {}", other.name())),
         }
         let session = self.session.as_mut().expect("connected above");
-        let streams = PageStreams::open(&*session.link, self.plan.streams).await.map_err(|e| e.to_string())?;
+        let streams =
+            PageStreams::open(&*session.link, self.plan.streams).await.map_err(|e| e.to_string())?;
         session.streams = Some(streams);
         self.on_target(|target| target.prepare()).await?;
         self.rounds_began = Some(Instant::now());
@@ -302,7 +309,8 @@ impl Source {
         self.send(Message::Freezing).await?;
         self.clock = Some(DowntimeClock::start());
         self.frozen_at = Some(Instant::now());
-        let (images, tcp, deadline) = (self.plan.images.clone(), self.plan.offer.tcp, self.plan.freeze_deadline);
+        let (images, tcp, deadline) =
+            (self.plan.images.clone(), self.plan.offer.tcp, self.plan.freeze_deadline);
         let frozen = self.on_target(move |target| target.freeze(&images, tcp, deadline)).await?;
         self.hold = Hold::Frozen(frozen);
         self.lap(|parts| &mut parts.freeze_ms);

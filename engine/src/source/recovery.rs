@@ -88,7 +88,9 @@ fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) ->
         }
     }
     match standing {
-        SourceStanding::Interrupted | SourceStanding::InDoubt { .. } if engine_lives => SourceStanding::UnderWay,
+        SourceStanding::Interrupted | SourceStanding::InDoubt { .. } if engine_lives => {
+            SourceStanding::UnderWay
+        }
         other => other,
     }
 }

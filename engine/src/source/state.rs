@@ -158,7 +158,9 @@ impl SourceState {
                 let at = state.name();
                 (S::Aborted { at, cause: cause.clone() }, vec![A::Thaw, A::Disarm, A::JournalAborted(cause)])
             }
-            (S::Committing, I::Silence(cause) | I::Failure(cause)) => (S::InDoubt, vec![A::JournalInDoubt(cause)]),
+            (S::Committing, I::Silence(cause) | I::Failure(cause)) => {
+                (S::InDoubt, vec![A::JournalInDoubt(cause)])
+            }
             (S::InDoubt, I::Silence(_) | I::Failure(_)) => (S::InDoubt, vec![]),
 
             (state @ (S::Preparing | S::PreCopy { .. }), I::Failure(cause)) => {

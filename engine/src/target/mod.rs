@@ -3,6 +3,7 @@
 
 pub mod process;
 
+use crate::journal::TaskId;
 use ferry_transport::wire::control::TcpMode;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,6 +105,9 @@ pub trait Restorer: Send {
 /// A complete copy that has not run yet. Exactly one of the two is to be called;
 /// dropping it undecided is a bug that is logged and decides nothing.
 pub trait HeldRestore: Send {
+    /// Every process of the copy, as this host numbers it.
+    fn tasks(&self) -> Vec<TaskId>;
+
     /// Lets it run. Returns when the first task may have run; an error says that
     /// this cannot be known, unless `NeverRan`.
     fn release(self: Box<Self>) -> Result<(), ReleaseError>;

@@ -1,0 +1,105 @@
+//! CRIU's RPC messages, as far as they are used. Numbers are those of
+//! `images/rpc.proto`; unknown fields are skipped.
+
+use prost::Message;
+
+/// `criu_req_type`.
+pub mod request_type {
+    pub const DUMP: i32 = 1;
+    pub const RESTORE: i32 = 2;
+    pub const NOTIFY: i32 = 6;
+}
+
+/// `criu_cg_mode.IGNORE`.
+pub const CGROUPS_IGNORE: i32 = 0;
+/// `criu_network_lock_method.NFTABLES`.
+pub const LOCK_NFTABLES: i32 = 2;
+
+/// `criu_opts`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Options {
+    #[prost(int32, required, tag = "1")]
+    pub images_dir_fd: i32,
+    #[prost(int32, optional, tag = "2")]
+    pub pid: Option<i32>,
+    #[prost(bool, optional, tag = "3")]
+    pub leave_running: Option<bool>,
+    #[prost(bool, optional, tag = "5")]
+    pub tcp_established: Option<bool>,
+    #[prost(bool, optional, tag = "7")]
+    pub shell_job: Option<bool>,
+    #[prost(bool, optional, tag = "8")]
+    pub file_locks: Option<bool>,
+    #[prost(int32, optional, tag = "9")]
+    pub log_level: Option<i32>,
+    #[prost(string, optional, tag = "10")]
+    pub log_file: Option<String>,
+    #[prost(bool, optional, tag = "12")]
+    pub notify_scripts: Option<bool>,
+    #[prost(int32, optional, tag = "17")]
+    pub work_dir_fd: Option<i32>,
+    #[prost(bool, optional, tag = "18")]
+    pub link_remap: Option<bool>,
+    #[prost(bool, optional, tag = "24")]
+    pub manage_cgroups: Option<bool>,
+    #[prost(bool, optional, tag = "26")]
+    pub rst_sibling: Option<bool>,
+    #[prost(int32, optional, tag = "34")]
+    pub manage_cgroups_mode: Option<i32>,
+    #[prost(uint32, optional, tag = "35")]
+    pub ghost_limit: Option<u32>,
+    #[prost(uint32, optional, tag = "45")]
+    pub timeout: Option<u32>,
+    #[prost(bool, optional, tag = "48")]
+    pub lazy_pages: Option<bool>,
+    #[prost(bool, optional, tag = "52")]
+    pub tcp_close: Option<bool>,
+    #[prost(int32, optional, tag = "64")]
+    pub network_lock: Option<i32>,
+    #[prost(string, optional, tag = "68")]
+    pub images_dir: Option<String>,
+}
+
+/// `criu_req`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Request {
+    #[prost(int32, required, tag = "1")]
+    pub kind: i32,
+    #[prost(message, optional, tag = "2")]
+    pub options: Option<Options>,
+    #[prost(bool, optional, tag = "3")]
+    pub notify_success: Option<bool>,
+}
+
+/// `criu_notify`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Notify {
+    #[prost(string, optional, tag = "1")]
+    pub script: Option<String>,
+    #[prost(int32, optional, tag = "2")]
+    pub pid: Option<i32>,
+}
+
+/// `criu_restore_resp`.
+#[derive(Clone, PartialEq, Message)]
+pub struct RestoreResponse {
+    #[prost(int32, required, tag = "1")]
+    pub pid: i32,
+}
+
+/// `criu_resp`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Response {
+    #[prost(int32, required, tag = "1")]
+    pub kind: i32,
+    #[prost(bool, required, tag = "2")]
+    pub success: bool,
+    #[prost(message, optional, tag = "4")]
+    pub restore: Option<RestoreResponse>,
+    #[prost(message, optional, tag = "5")]
+    pub notify: Option<Notify>,
+    #[prost(int32, optional, tag = "7")]
+    pub errno: Option<i32>,
+    #[prost(string, optional, tag = "9")]
+    pub message: Option<String>,
+}

@@ -1,0 +1,225 @@
+//! One CRIU process (`criu swrk`) and the conversation with it.
+//!
+//! CRIU is started before it is needed and waits for its request. A request with
+//! `notify_scripts` is answered by a row of notifications, each of which holds
+//! CRIU until it is answered, and at last by a response. When this process dies
+//! CRIU reads the end of the socket where it waits for an answer, and takes that
+//! for a failed one: it undoes what it did.
+
+use super::proto::{Notify, Options, Request, Response, request_type};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use prost::Message;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The longest message that CRIU may send.
+const MAX_MESSAGE: usize = 64 << 10;
+
+/// What CRIU said.
+#[derive(Debug)]
+pub enum Said {
+    /// It reached a stage and waits for an answer.
+    Stage {
+        /// The stage's name, as for action scripts.
+        name: String,
+        /// The root task's PID, where CRIU tells it.
+        pid: Option<i32>,
+    },
+    /// It is done.
+    Done {
+        /// Whether it succeeded.
+        success: bool,
+        /// The root task's PID, after a restore.
+        pid: Option<i32>,
+        /// CRIU's own words.
+        message: String,
+    },
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// CRIU is gone.
+    #[error("CRIU died{}", .0.as_ref().map_or_else(String::new, |status| format!(" ({status})")))]
+    Died(Option<std::process::ExitStatus>),
+    /// It says nothing.
+    #[error("CRIU did not get on within {0:?}")]
+    Silent(Duration),
+    /// It said something that cannot be read.
+    #[error("CRIU's message cannot be read: {0}")]
+    Malformed(String),
+    /// The socket failed.
+    #[error("the socket to CRIU: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// How CRIU is started.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    /// The program.
+    pub criu: &'a Path,
+    /// The object to preload, if any.
+    pub shim: Option<&'a Path>,
+    /// Whether the dump leaves out private pages.
+    pub pages: PagePayload,
+}
+
+/// Whose the private pages are in a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PagePayload {
+    /// CRIU dumps them.
+    Criu,
+    /// They are left out: ferry carries them.
+    Ferry,
+}
+
+/// A CRIU process that waits for a request or an answer.
+#[derive(Debug)]
+pub struct Swrk {
+    child: Child,
+    socket: OwnedFd,
+}
+
+impl Swrk {
+    /// Starts CRIU. It has our stderr, nothing on stdout, and the socket as stdin.
+    pub fn start(launch: &Launch<'_>) -> io::Result<Swrk> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let mut command = Command::new(launch.criu);
+        command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some(shim) = launch.shim {
+            command.env("LD_PRELOAD", shim);
+        }
+        match launch.pages {
+            PagePayload::Ferry => command.env("FERRY_SHIM", "pages"),
+            PagePayload::Criu => command.env_remove("FERRY_SHIM"),
+        };
+        Ok(Swrk { child: command.spawn()?, socket: ours })
+    }
+
+    /// CRIU's PID.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Asks for a dump.
+    pub fn dump(&mut self, options: Options) -> Result<(), RpcError> {
+        self.request(request_type::DUMP, options)
+    }
+
+    /// Asks for a restore.
+    pub fn restore(&mut self, options: Options) -> Result<(), RpcError> {
+        self.request(request_type::RESTORE, options)
+    }
+
+    fn request(&mut self, kind: i32, options: Options) -> Result<(), RpcError> {
+        self.say(&Request { kind, options: Some(options), notify_success: None })
+    }
+
+    /// Answers the stage that CRIU waits at.
+    pub fn answer(&mut self, success: bool) -> Result<(), RpcError> {
+        self.say(&Request { kind: request_type::NOTIFY, options: None, notify_success: Some(success) })
+    }
+
+    fn say(&mut self, request: &Request) -> Result<(), RpcError> {
+        match send(self.socket.as_raw_fd(), &request.encode_to_vec(), MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) => Ok(()),
+            Err(nix::errno::Errno::EPIPE | nix::errno::Errno::ECONNRESET) => Err(self.died()),
+            Err(error) => Err(RpcError::Socket(error.into())),
+        }
+    }
+
+    /// Waits for CRIU's next word.
+    pub fn next(&mut self, patience: Duration) -> Result<Said, RpcError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left.as_millis().min(i32::MAX as u128) as i32 + 1)
+                .unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) if left.is_zero() => return Err(RpcError::Silent(patience)),
+                Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
+                Ok(_) => break,
+                Err(error) => return Err(RpcError::Socket(error.into())),
+            }
+        }
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let len = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(0) | Err(nix::errno::Errno::ECONNRESET) => return Err(self.died()),
+            Ok(len) => len,
+            Err(error) => return Err(RpcError::Socket(error.into())),
+        };
+        let response =
+            Response::decode(&buffer[..len]).map_err(|error| RpcError::Malformed(error.to_string()))?;
+        Ok(match (response.kind, response.notify) {
+            (request_type::NOTIFY, Some(Notify { script, pid })) => {
+                Said::Stage { name: script.unwrap_or_default(), pid }
+            }
+            _ => Said::Done {
+                success: response.success,
+                pid: response.restore.map(|restore| restore.pid),
+                message: response.message.unwrap_or_default(),
+            },
+        })
+    }
+
+    /// Answers every stage with success until `wanted` is reached; that one is
+    /// left unanswered. `None` when CRIU finished before.
+    pub fn advance_to(&mut self, wanted: &[&str], patience: Duration) -> Result<Reached, RpcError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.next(deadline.saturating_duration_since(Instant::now()))? {
+                Said::Stage { name, pid } if wanted.contains(&name.as_str()) => {
+                    return Ok(Reached::Stage { name, pid });
+                }
+                Said::Stage { name, .. } => {
+                    tracing::trace!(stage = name, "CRIU");
+                    self.answer(true)?;
+                }
+                Said::Done { success, pid, message } => return Ok(Reached::End { success, pid, message }),
+            }
+        }
+    }
+
+    /// Kills CRIU and waits for it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits until CRIU has exited.
+    pub fn wait(mut self) {
+        let Swrk { child, socket } = &mut self;
+        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _ = child.wait();
+    }
+
+    fn died(&mut self) -> RpcError {
+        RpcError::Died(self.child.wait().ok())
+    }
+}
+
+/// Where [`Swrk::advance_to`] got.
+#[derive(Debug)]
+pub enum Reached {
+    /// A wanted stage, unanswered.
+    Stage {
+        /// Which.
+        name: String,
+        /// The root task's PID, where CRIU tells it.
+        pid: Option<i32>,
+    },
+    /// The end.
+    End {
+        /// Whether CRIU succeeded.
+        success: bool,
+        /// The root task's PID, after a restore.
+        pid: Option<i32>,
+        /// CRIU's own words.
+        message: String,
+    },
+}

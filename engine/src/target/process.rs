@@ -1,1 +1,0 @@
-//! `pid:N`: a process and all its descendants.

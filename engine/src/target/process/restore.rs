@@ -1,0 +1,200 @@
+//! The destination's side: restore, hold, release or discard.
+
+use super::{Criu, common_options, complain, failed};
+use crate::criu::rpc::{Launch, PagePayload, Reached, Said, Swrk};
+use crate::journal::TaskId;
+use crate::target::{HeldRestore, ReleaseError, RestorePlan, Restorer, TargetError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const LOG: &str = "restore.log";
+/// How long a restore, or its undoing, may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Restores trees with CRIU.
+pub struct ProcessRestorer {
+    criu: Criu,
+    parked: Option<Swrk>,
+}
+
+impl ProcessRestorer {
+    /// With this CRIU.
+    pub fn new(criu: Criu) -> ProcessRestorer {
+        ProcessRestorer { criu, parked: None }
+    }
+}
+
+impl Restorer for ProcessRestorer {
+    fn prepare(&mut self, _work: &Path) -> Result<(), TargetError> {
+        if self.parked.is_none() {
+            let launch = Launch { criu: &self.criu.program, shim: None, pages: PagePayload::Criu };
+            let swrk = Swrk::start(&launch).map_err(|error| TargetError {
+                what: format!("CRIU cannot be started ({}): {error}", self.criu.program.display()),
+                log: None,
+            })?;
+            self.parked = Some(swrk);
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, plan: &RestorePlan) -> Result<Box<dyn HeldRestore>, TargetError> {
+        let log = plan.work.join(LOG);
+        self.prepare(&plan.work)?;
+        let mut swrk = self.parked.take().ok_or_else(|| complain("restore", "CRIU is not there", &log))?;
+        let directory = std::fs::File::open(&plan.work)
+            .map_err(|e| complain("the work directory", &e.to_string(), &log))?;
+        let mut options = common_options(&plan.images, directory.as_raw_fd(), LOG, plan.tcp);
+        options.lazy_pages = Some(plan.lazy);
+        let before = Tree::before_restore(&plan.pids);
+        let reached = swrk.restore(options).and_then(|()| swrk.advance_to(&["post-restore"], PATIENCE));
+        match reached {
+            Ok(Reached::Stage { .. }) => {}
+            Ok(Reached::End { message, .. }) => {
+                swrk.kill();
+                before.remove_new();
+                return Err(complain("restore", &message, &log));
+            }
+            Err(error) => {
+                swrk.kill();
+                before.remove_new();
+                return Err(failed("restore", error, &log));
+            }
+        }
+        Ok(Box::new(Held { swrk: Some(swrk), log, tree: before, _directory: directory }))
+    }
+}
+
+/// The PIDs of a copy, and who had them before it was built: what a failed
+/// restore leaves is removed, a stranger is not.
+struct Tree {
+    strangers: Vec<TaskId>,
+    pids: Vec<u32>,
+}
+
+impl Tree {
+    fn before_restore(pids: &[u32]) -> Tree {
+        let strangers = pids.iter().filter_map(|pid| TaskId::of(*pid as i32).ok()).collect();
+        Tree { strangers, pids: pids.to_vec() }
+    }
+
+    fn tasks(&self) -> Vec<TaskId> {
+        self.pids
+            .iter()
+            .filter_map(|pid| TaskId::of(*pid as i32).ok())
+            .filter(|task| !self.strangers.contains(task) && task.is_alive())
+            .collect()
+    }
+
+    /// Kills what came into being under the tree's PIDs, and waits until it is gone.
+    fn remove_new(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let tasks = self.tasks();
+            if tasks.is_empty() || Instant::now() > deadline {
+                break;
+            }
+            for task in tasks {
+                let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Complete, and before its first instruction.
+struct Held {
+    swrk: Option<Swrk>,
+    log: PathBuf,
+    tree: Tree,
+    _directory: std::fs::File,
+}
+
+impl HeldRestore for Held {
+    fn tasks(&self) -> Vec<TaskId> {
+        self.tree.tasks()
+    }
+
+    fn release(mut self: Box<Self>) -> Result<(), ReleaseError> {
+        let Some(mut swrk) = self.swrk.take() else {
+            return Err(ReleaseError::Unknown(complain("release", "CRIU is not there", &self.log)));
+        };
+        if let Err(error) = swrk.answer(true) {
+            // CRIU was dead before it could hear it: its tasks wait for it forever.
+            self.tree.remove_new();
+            return Err(ReleaseError::NeverRan(failed("release", error, &self.log)));
+        }
+        // `post-resume` comes right after CRIU has let go of the tasks.
+        match swrk.advance_to(&["post-resume"], PATIENCE) {
+            Ok(Reached::Stage { .. }) => {
+                finish_in_background(swrk);
+                Ok(())
+            }
+            Ok(Reached::End { success: true, .. }) => Ok(()),
+            Ok(Reached::End { message, .. }) => Err(self.judge(complain("release", &message, &self.log))),
+            Err(error) => Err(self.judge(failed("release", error, &self.log))),
+        }
+    }
+
+    fn discard(mut self: Box<Self>) -> Result<(), TargetError> {
+        let Some(mut swrk) = self.swrk.take() else { return Ok(()) };
+        if swrk.answer(false).is_ok() {
+            let _ = swrk.advance_to(&[], PATIENCE);
+        }
+        swrk.kill();
+        self.tree.remove_new();
+        let left = self.tree.tasks();
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(complain(
+            "discard",
+            &format!("{} processes of the copy could not be removed", left.len()),
+            &self.log,
+        ))
+    }
+}
+
+impl Held {
+    /// After a failed release: CRIU says in its log when it killed what it built
+    /// before it ran.
+    fn judge(&self, error: TargetError) -> ReleaseError {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let resumed = log.contains("Tasks resumed");
+        if !resumed && self.tree.tasks().is_empty() {
+            return ReleaseError::NeverRan(error);
+        }
+        ReleaseError::Unknown(error)
+    }
+}
+
+/// Answers CRIU's last words and reaps it, off the critical path.
+fn finish_in_background(mut swrk: Swrk) {
+    let finished = std::thread::Builder::new().name("criu-end".into()).spawn(move || {
+        let mut left = PATIENCE;
+        let began = Instant::now();
+        loop {
+            if swrk.answer(true).is_err() {
+                break;
+            }
+            match swrk.next(left) {
+                Ok(Said::Stage { .. }) => left = PATIENCE.saturating_sub(began.elapsed()),
+                Ok(Said::Done { .. }) | Err(_) => break,
+            }
+        }
+        swrk.wait();
+    });
+    if let Err(error) = finished {
+        tracing::warn!(%error, "CRIU's end is not waited for");
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.swrk.is_some() {
+            tracing::error!("a held restore was dropped undecided; CRIU removes it");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Real CRIU on real processes: freeze, hold, roll back, commit, restore,
+//! release, discard.
+
+use ferry_engine::criu::rpc::PagePayload;
+use ferry_engine::memory::native::DescendantSet;
+use ferry_engine::target::process::{Criu, ProcessRestorer, ProcessTarget};
+use ferry_engine::target::{ReleaseError, RestorePlan, Restorer, Target};
+use ferry_transport::wire::control::TcpMode;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Counts in a file; its own session, nothing of ours open, no children: their
+/// zombies would keep their PIDs until the machine's init gets to them.
+fn counter(directory: &Path) -> (Child, PathBuf) {
+    let file = directory.join("count");
+    let script = format!("n=0; while :; do n=$((n+1)); echo $n > {}; done", file.display());
+    let mut command = Command::new("setsid");
+    command.args(["/bin/sh", "-c", &script]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    (command.spawn().unwrap(), file)
+}
+
+fn count(file: &Path) -> u64 {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(n) = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()) {
+            return n;
+        }
+        assert!(Instant::now() < deadline, "no count");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn goes_on_from(file: &Path, from: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while count(file) <= from {
+        assert!(Instant::now() < deadline, "the count stands still at {from}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn criu(directory: &Path) -> Option<Criu> {
+    let program = PathBuf::from("/var/lib/ferry/criu/bin/criu");
+    if !program.exists() || !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root and a CRIU in {}", program.display());
+        return None;
+    }
+    let shim = ferry_engine::criu::shim::place(directory).unwrap();
+    Some(Criu { program, shim: Some(shim) })
+}
+
+fn target(child: &Child, criu: &Criu) -> ProcessTarget {
+    let root = child.id() as i32;
+    ProcessTarget::new(root, criu.clone(), Arc::new(DescendantSet::of(root).unwrap())).unwrap()
+}
+
+#[test]
+fn a_rolled_back_dump_leaves_the_workload_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let (mut child, file) = counter(directory.path());
+    count(&file);
+    let images = directory.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let mut target = target(&child, &criu);
+    for pinned in [false, true] {
+        let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+        let mut held = frozen.hold().unwrap();
+        let standing = count(&file);
+        if pinned {
+            held.pin().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(count(&file), standing, "frozen");
+        eprintln!("{:?}", held.times());
+        held.roll_back().unwrap();
+        goes_on_from(&file, standing);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let (mut child, file) = counter(directory.path());
+    count(&file);
+    for pinned in [false, true] {
+        let images = directory.path().join(format!("images-{pinned}"));
+        std::fs::create_dir(&images).unwrap();
+        let mut target = target(&child, &criu);
+        let mut held =
+            target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+        if pinned {
+            held.pin().unwrap();
+        }
+        let standing = count(&file);
+        kill_criu_of(&images);
+        if pinned {
+            std::thread::sleep(Duration::from_millis(200));
+            assert_eq!(count(&file), standing, "pinned beneath CRIU");
+        } else {
+            goes_on_from(&file, standing);
+        }
+        held.roll_back().unwrap();
+        goes_on_from(&file, standing);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Kills the CRIU that has its log in this directory open.
+fn kill_criu_of(images: &Path) {
+    let log = images.join("dump.log").canonicalize().unwrap();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(fds) = std::fs::read_dir(entry.path().join("fd")) else { continue };
+        if fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == log)) {
+            let pid = entry.file_name().to_str().unwrap().parse().unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_copy_is_held_and_discarded_and_held_and_released() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let (mut child, file) = counter(directory.path());
+    count(&file);
+    let images = directory.path().join("images");
+    let work = directory.path().join("work");
+    std::fs::create_dir(&images).unwrap();
+    std::fs::create_dir(&work).unwrap();
+    let set = DescendantSet::of(child.id() as i32).unwrap();
+    let mut target = target(&child, &criu).with_pages(PagePayload::Criu);
+    let held = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    let pids: Vec<u32> =
+        ferry_engine::memory::ProcessSet::processes(&set).unwrap().iter().map(|pid| *pid as u32).collect();
+    let standing = count(&file);
+    let plan = RestorePlan { images, work, tcp: TcpMode::Established, lazy: false, pids };
+    let mut restorer = ProcessRestorer::new(criu);
+
+    let taken = restorer.restore(&plan).err().expect("the original still has the PID").to_string();
+    assert!(taken.contains("is taken here"), "{taken}");
+    assert_eq!(count(&file), standing, "the original was not harmed");
+    held.commit().unwrap();
+    child.wait().unwrap();
+
+    let copy = restorer.restore(&plan).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(count(&file), standing, "held");
+    let tasks = copy.tasks();
+    assert!(!tasks.is_empty());
+    copy.discard().unwrap();
+    assert!(tasks.iter().all(|task| !task.is_alive()));
+
+    let copy = restorer.restore(&plan).unwrap();
+    let tasks = copy.tasks();
+    match copy.release() {
+        Ok(()) => {}
+        Err(ReleaseError::NeverRan(error) | ReleaseError::Unknown(error)) => panic!("{error}"),
+    }
+    goes_on_from(&file, standing);
+    for task in tasks {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(task.pid), nix::sys::signal::SIGKILL).unwrap();
+    }
+}
