@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// zombies would keep their PIDs until the machine's init gets to them.
 fn counter(directory: &Path) -> (Child, PathBuf) {
     let file = directory.join("count");
-    let script = format!("n=0; while :; do n=$((n+1)); echo $n > {}; done", file.display());
+    let script = format!("n=0; while :; do n=$((n+1)); echo $n >> {}; done", file.display());
     let mut command = Command::new("setsid");
     command.args(["/bin/sh", "-c", &script]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -25,12 +25,17 @@ fn counter(directory: &Path) -> (Child, PathBuf) {
 fn count(file: &Path) -> u64 {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        if let Some(n) = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()) {
+        if let Some(n) = std::fs::read_to_string(file).ok().and_then(last_line) {
             return n;
         }
         assert!(Instant::now() < deadline, "no count");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The number on the last whole line.
+fn last_line(text: String) -> Option<u64> {
+    text.rsplit_once('\n')?.0.rsplit('\n').next()?.parse().ok()
 }
 
 fn goes_on_from(file: &Path, from: u64) {
