@@ -117,6 +117,15 @@ fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
     child.wait().unwrap();
 }
 
+/// Dead is not gone: the machine's init gets to its orphans when it likes.
+fn wait_until_reaped(pid: i32) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < deadline, "{pid} is not reaped");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Kills the CRIU that has its log in this directory open.
 fn kill_criu_of(images: &Path) {
     let log = images.join("dump.log").canonicalize().unwrap();
@@ -161,6 +170,9 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
     assert!(!tasks.is_empty());
     copy.discard().unwrap();
     assert!(tasks.iter().all(|task| !task.is_alive()));
+    for task in tasks {
+        wait_until_reaped(task.pid);
+    }
 
     let copy = restorer.restore(&plan).unwrap();
     let tasks = copy.tasks();
