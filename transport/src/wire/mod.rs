@@ -1,5 +1,6 @@
 //! Bytes on the wire: the control messages, the page frames, and their limits.
 
 pub mod codec;
+pub mod compress;
 pub mod control;
 pub mod frame;
