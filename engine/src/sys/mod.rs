@@ -4,6 +4,8 @@
 //! processor stands in `arch` alone.
 
 pub mod arch;
+pub mod arena;
+pub mod fdpass;
 pub mod inject;
 pub mod packet;
 pub mod pagemap_scan;
@@ -11,4 +13,5 @@ pub mod pidfd;
 pub mod process_memory;
 pub mod procfs;
 pub mod ptrace;
+pub mod uffd_fill;
 pub mod userfaultfd;
