@@ -1,1 +1,14 @@
-//! destination
+//! The destination: where the workload comes back, and lives from the commit on.
+
+mod admission;
+mod driver;
+mod handover;
+mod images;
+mod network;
+mod pages;
+mod receiver;
+pub mod recovery;
+pub mod state;
+
+pub use handover::{HandoverMaker, PageHandover, Serving};
+pub use receiver::{Receiver, ReceiverEvent, ReceiverPlan, RestorerMaker};

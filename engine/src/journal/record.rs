@@ -118,6 +118,8 @@ pub enum DestinationRecord {
         from: String,
         /// The receiver that takes it.
         engine: TaskId,
+        /// The address that comes along, `ADDR/LEN@IFACE`, if one does.
+        move_ip: Option<String>,
     },
     /// A restore begins: tasks of these PIDs may exist, held, from here on.
     Restoring {

@@ -1,0 +1,228 @@
+//! `ferry receive`: takes links, one migration or one question on each.
+
+use super::admission::{self, Host};
+use super::driver::{Destination, Finished};
+use super::handover::HandoverMaker;
+use super::recovery;
+use crate::net::hooks::Hooks;
+use crate::target::Restorer;
+use ferry_transport::link::{ControlSender, Link, LinkError};
+use ferry_transport::units::Bytes;
+use ferry_transport::wire::control::{Hello, Message, MigrationId, Offer, Outcome};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Makes a restorer for each migration.
+pub type RestorerMaker = Box<dyn Fn() -> Box<dyn Restorer> + Send + Sync>;
+
+/// How this destination works.
+pub struct ReceiverPlan {
+    /// What this side says first.
+    pub hello: Hello,
+    /// Where journals are kept.
+    pub state: PathBuf,
+    /// Where images are assembled: on a tmpfs where there is one.
+    pub work: PathBuf,
+    /// The most memory that the page stores may take together; `None`: what is available.
+    pub memory_limit: Option<Bytes>,
+    /// How long a held copy waits for Commit.
+    pub commit_patience: Duration,
+    /// How long a source may be silent between messages of the rounds.
+    pub round_patience: Duration,
+    /// What a restore costs here, measured.
+    pub restore_cost: Duration,
+    /// The user's programs.
+    pub hooks: Hooks,
+    /// Makes restorers.
+    pub restorer: RestorerMaker,
+    /// Makes page handovers.
+    pub handover: HandoverMaker,
+}
+
+/// What a person watching a receiver is told.
+#[derive(Clone, Debug)]
+pub enum ReceiverEvent {
+    /// A migration begins.
+    Begins {
+        /// Which.
+        id: MigrationId,
+        /// What.
+        target: String,
+        /// From whom.
+        peer: String,
+    },
+    /// An offer was refused.
+    Refused {
+        /// What.
+        target: String,
+        /// From whom.
+        peer: String,
+        /// Why.
+        reasons: Vec<String>,
+    },
+    /// A state was entered.
+    State {
+        /// Which migration.
+        id: MigrationId,
+        /// The state's name.
+        state: &'static str,
+    },
+    /// Something to know.
+    Note {
+        /// Which migration.
+        id: MigrationId,
+        /// What.
+        note: String,
+    },
+    /// A migration ended here.
+    Ended {
+        /// Which.
+        id: MigrationId,
+        /// Whether it runs here.
+        runs_here: bool,
+        /// The last state, and its cause.
+        end: String,
+    },
+}
+
+/// Takes migrations.
+pub struct Receiver {
+    pub(super) plan: ReceiverPlan,
+    active: Mutex<HashMap<MigrationId, Active>>,
+    events: Box<dyn Fn(ReceiverEvent) + Send + Sync>,
+}
+
+struct Active {
+    abort: watch::Sender<Option<String>>,
+    reserved: Bytes,
+}
+
+impl Receiver {
+    /// Brings what an earlier receiver left to its end; then ready to serve.
+    pub fn new(
+        plan: ReceiverPlan,
+        events: Box<dyn Fn(ReceiverEvent) + Send + Sync>,
+    ) -> std::io::Result<Receiver> {
+        std::fs::create_dir_all(&plan.work)?;
+        for (id, standing) in recovery::settle_all(&plan.state, &plan.work)? {
+            events(ReceiverEvent::Note { id, note: format!("left by an earlier receiver: {standing:?}") });
+        }
+        if let Ok(mut nft) = crate::net::nft::Nft::open() {
+            let _ = nft.remove_leftovers(&[]);
+        }
+        Ok(Receiver { plan, active: Mutex::default(), events })
+    }
+
+    pub(super) fn tell(&self, event: ReceiverEvent) {
+        (self.events)(event);
+    }
+
+    /// Serves one link to its end.
+    pub async fn serve(self: Arc<Self>, link: Box<dyn Link>) {
+        let peer = link.peer();
+        if let Err(error) = self.converse(Arc::from(link)).await {
+            tracing::info!(%peer, %error, "the conversation ended");
+        }
+    }
+
+    async fn converse(self: &Arc<Self>, link: Arc<dyn Link>) -> Result<(), LinkError> {
+        let (mut sender, mut receiver) = link.control().await?;
+        let Message::Hello(theirs) = receiver.recv().await? else {
+            return Err(LinkError::Protocol("the source did not greet".into()));
+        };
+        sender.send(&Message::Hello(self.plan.hello.clone())).await?;
+        match receiver.recv().await? {
+            Message::AskOutcome(id) => {
+                sender.send(&Message::Outcome(id, self.outcome(id))).await?;
+                // The asker closes.
+                let _ = tokio::time::timeout(Duration::from_secs(5), receiver.recv()).await;
+                Ok(())
+            }
+            Message::Offer(offer) => match self.examine(&offer, &theirs) {
+                Ok(abort) => {
+                    let id = offer.id;
+                    let target = offer.target.clone();
+                    self.tell(ReceiverEvent::Begins { id, target, peer: link.peer() });
+                    let destination =
+                        Destination::new(Arc::clone(self), *offer, Arc::clone(&link), (sender, receiver), abort);
+                    let Finished { runs_here, end } = destination.run().await;
+                    self.lock().remove(&id);
+                    self.tell(ReceiverEvent::Ended { id, runs_here, end });
+                    Ok(())
+                }
+                Err(reasons) => {
+                    let target = offer.target.clone();
+                    self.tell(ReceiverEvent::Refused { target, peer: link.peer(), reasons: reasons.clone() });
+                    refuse(&mut *sender, &link, reasons).await
+                }
+            },
+            other => Err(LinkError::Protocol(format!("{} instead of an offer", other.name()))),
+        }
+    }
+
+    /// Refuses early what cannot succeed; else reserves the memory.
+    fn examine(&self, offer: &Offer, theirs: &Hello) -> Result<watch::Receiver<Option<String>>, Vec<String>> {
+        let mut active = self.lock();
+        let reserved = active.values().map(|active| active.reserved).sum();
+        let plan = &self.plan;
+        let host = Host { hello: &plan.hello, reserved, limit: plan.memory_limit, work: &plan.work };
+        let mut reasons = admission::reasons(offer, theirs, &host);
+        if active.contains_key(&offer.id) {
+            reasons.push("this migration is under way already".into());
+        }
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let (abort, watch) = watch::channel(None);
+        active.insert(offer.id, Active { abort, reserved: offer.memory });
+        Ok(watch)
+    }
+
+    /// What became of a migration.
+    fn outcome(&self, id: MigrationId) -> Outcome {
+        if self.lock().contains_key(&id) {
+            // Its driver decides: Resumed is in the journal as soon as it is true.
+            return match recovery::standing(&self.plan.state, id) {
+                Ok(recovery::DestinationStanding::Resumed) => Outcome::Resumed,
+                _ => Outcome::Undecided,
+            };
+        }
+        recovery::outcome(&self.plan.state, &self.plan.work, id)
+    }
+
+    /// Gives up a migration that is not committed; whether there is one.
+    pub fn abort(&self, id: MigrationId, reason: &str) -> bool {
+        self.lock().get(&id).is_some_and(|active| active.abort.send(Some(reason.into())).is_ok())
+    }
+
+    /// Gives up everything that is not committed.
+    pub fn abort_all(&self, reason: &str) {
+        for active in self.lock().values() {
+            let _ = active.abort.send(Some(reason.into()));
+        }
+    }
+
+    /// Migrations under way.
+    pub fn active(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn refuse(
+    sender: &mut dyn ControlSender,
+    link: &Arc<dyn Link>,
+    reasons: Vec<String>,
+) -> Result<(), LinkError> {
+    sender.send(&Message::Refused(reasons)).await?;
+    // Time for it to arrive before the connection goes.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    link.close("refused").await;
+    Ok(())
+}

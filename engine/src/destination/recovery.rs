@@ -1,0 +1,227 @@
+//! What a destination's journal says of a migration, also after its engine died.
+
+use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
+use crate::net::address::AddressHolder;
+use crate::source::recovery::{kill_tasks, parse_address_move};
+use ferry_transport::wire::control::{MigrationId, Outcome};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What the journal proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationStanding {
+    /// There is no such journal.
+    Unknown,
+    /// Its receiver is at work on it.
+    UnderWay,
+    /// Its receiver died before Committed was written: nothing ran.
+    Interrupted {
+        /// The held copy, if there was one.
+        tasks: Vec<TaskId>,
+    },
+    /// Its receiver died between Committed and Released: nothing ran.
+    NeverReleased {
+        /// The held copy.
+        tasks: Vec<TaskId>,
+    },
+    /// Its receiver died right after Released: CRIU's log may tell.
+    ReleaseUnknown {
+        /// The copy.
+        tasks: Vec<TaskId>,
+    },
+    /// It runs, or ran, here.
+    Resumed,
+    /// Nothing ran here.
+    Discarded {
+        /// Why.
+        cause: String,
+    },
+    /// An operator decided.
+    Resolved(Side),
+}
+
+/// What the journal says now.
+pub fn standing(state: &Path, id: MigrationId) -> io::Result<DestinationStanding> {
+    Ok(conclude(&journal::read(state, id)?, TaskId::is_alive))
+}
+
+fn conclude(entries: &[Entry<DestinationRecord>], alive: impl Fn(&TaskId) -> bool) -> DestinationStanding {
+    use DestinationStanding as S;
+    let mut standing = S::Unknown;
+    let mut engine_lives = false;
+    let mut held = Vec::new();
+    for entry in entries {
+        match &entry.record {
+            DestinationRecord::Accepted { engine, .. } => {
+                engine_lives = alive(engine);
+                standing = S::Interrupted { tasks: Vec::new() };
+            }
+            DestinationRecord::Restoring { .. } | DestinationRecord::Drained => {}
+            DestinationRecord::Prepared { tasks } => {
+                held = tasks.clone();
+                standing = S::Interrupted { tasks: held.clone() };
+            }
+            DestinationRecord::Committed => standing = S::NeverReleased { tasks: held.clone() },
+            DestinationRecord::Released => standing = S::ReleaseUnknown { tasks: held.clone() },
+            DestinationRecord::Resumed => standing = S::Resumed,
+            DestinationRecord::Discarded { cause } => standing = S::Discarded { cause: cause.clone() },
+            DestinationRecord::Resolved { runs } => standing = S::Resolved(*runs),
+        }
+    }
+    match standing {
+        S::Interrupted { .. } | S::NeverReleased { .. } | S::ReleaseUnknown { .. } if engine_lives => S::UnderWay,
+        other => other,
+    }
+}
+
+/// Answers AskOutcome for a migration that this receiver is not at work on. A
+/// migration that provably never ran is written down as discarded *before* that
+/// is said: a Commit that came after it would find it.
+pub fn outcome(state: &Path, work: &Path, id: MigrationId) -> Outcome {
+    match settle(state, work, id) {
+        Ok(DestinationStanding::Unknown) => Outcome::Unknown,
+        Ok(DestinationStanding::Resumed | DestinationStanding::Resolved(Side::Destination)) => Outcome::Resumed,
+        Ok(DestinationStanding::Discarded { .. } | DestinationStanding::Resolved(Side::Source)) => {
+            Outcome::NotResumed
+        }
+        Ok(DestinationStanding::ReleaseUnknown { .. }) => Outcome::InDoubt(
+            "its receiver died while letting the copy run; `ferry status` and `ferry resolve` on the destination"
+                .into(),
+        ),
+        Ok(
+            DestinationStanding::UnderWay
+            | DestinationStanding::Interrupted { .. }
+            | DestinationStanding::NeverReleased { .. },
+        ) => Outcome::Undecided,
+        Err(error) => Outcome::InDoubt(format!("the destination's journal cannot be used: {error}")),
+    }
+}
+
+/// Brings a migration whose receiver died to the end that its journal proves, and
+/// says what the journal then says.
+pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<DestinationStanding> {
+    let found = standing(state, id)?;
+    match &found {
+        DestinationStanding::Interrupted { tasks } | DestinationStanding::NeverReleased { tasks } => {
+            discard(state, work, id, tasks, "its receiver died before the copy ran")?;
+        }
+        DestinationStanding::ReleaseUnknown { tasks } => {
+            let log = std::fs::read_to_string(work_directory(work, id).join("work/restore.log"));
+            let log = log.unwrap_or_default();
+            if log.contains("Tasks resumed") {
+                Journal::open(state, id)?.append(&DestinationRecord::Resumed)?;
+            } else if log.contains("Restoring FAILED") && !tasks.iter().any(TaskId::is_alive) {
+                discard(state, work, id, tasks, "CRIU removed the copy before it ran")?;
+            }
+        }
+        _ => return Ok(found),
+    }
+    standing(state, id)
+}
+
+fn discard(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], cause: &str) -> io::Result<()> {
+    let entries = journal::read::<DestinationRecord>(state, id)?;
+    Journal::open(state, id)?.append(&DestinationRecord::Discarded { cause: cause.into() })?;
+    kill_tasks(tasks);
+    let moved = entries.iter().find_map(|entry| match &entry.record {
+        DestinationRecord::Accepted { move_ip, .. } => parse_address_move(move_ip.as_deref()?),
+        _ => None,
+    });
+    // Only where a copy was being restored had the address come.
+    let restoring = entries.iter().any(|entry| matches!(entry.record, DestinationRecord::Restoring { .. }));
+    if let Some(moved) = moved.filter(|_| restoring)
+        && let Ok(mut holder) = AddressHolder::at_source(&moved)
+    {
+        let _ = holder.take_off();
+    }
+    let _ = std::fs::remove_dir_all(work_directory(work, id));
+    Ok(())
+}
+
+/// Where a migration's images and CRIU's logs are.
+pub(super) fn work_directory(work: &Path, id: MigrationId) -> PathBuf {
+    work.join(format!("ferry-receive-{id}"))
+}
+
+/// At a receiver's start: brings every migration of dead receivers to its end.
+pub fn settle_all(state: &Path, work: &Path) -> io::Result<Vec<(MigrationId, DestinationStanding)>> {
+    let mut settled = Vec::new();
+    for id in journal::list(state, Side::Destination)? {
+        let before = standing(state, id)?;
+        let after = settle(state, work, id)?;
+        if before != after || matches!(after, DestinationStanding::ReleaseUnknown { .. }) {
+            settled.push((id, after));
+        }
+    }
+    Ok(settled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENGINE: TaskId = TaskId { pid: 1, start_time: 1 };
+    const TASK: TaskId = TaskId { pid: 2, start_time: 2 };
+
+    fn told(records: &[DestinationRecord]) -> DestinationStanding {
+        let accepted = DestinationRecord::Accepted {
+            target: "pid:2".into(),
+            from: "there".into(),
+            engine: ENGINE,
+            move_ip: None,
+        };
+        let entries: Vec<_> = std::iter::once(accepted)
+            .chain(records.iter().cloned())
+            .map(|record| Entry { at: 0, record })
+            .collect();
+        conclude(&entries, |_| false)
+    }
+
+    #[test]
+    fn each_prefix_of_a_journal_proves_what_it_proves() {
+        use DestinationRecord as R;
+        use DestinationStanding as S;
+        let tasks = vec![TASK];
+        let all = [
+            R::Restoring { pids: vec![2] },
+            R::Prepared { tasks: tasks.clone() },
+            R::Committed,
+            R::Released,
+            R::Resumed,
+            R::Drained,
+        ];
+        let proves = [
+            S::Interrupted { tasks: vec![] },
+            S::Interrupted { tasks: vec![] },
+            S::Interrupted { tasks: tasks.clone() },
+            S::NeverReleased { tasks: tasks.clone() },
+            S::ReleaseUnknown { tasks },
+            S::Resumed,
+            S::Resumed,
+        ];
+        for (written, proof) in proves.iter().enumerate() {
+            assert_eq!(&told(&all[..written]), proof, "after {written} records");
+        }
+    }
+
+    #[test]
+    fn a_copy_that_never_ran_is_written_down_before_it_is_said() {
+        let state = tempfile::tempdir().unwrap();
+        let id = MigrationId(5);
+        let mut journal = Journal::open(state.path(), id).unwrap();
+        let dead = TaskId { pid: 1 << 21, start_time: 1 };
+        journal
+            .append(&DestinationRecord::Accepted {
+                target: "pid:2".into(),
+                from: "there".into(),
+                engine: dead,
+                move_ip: None,
+            })
+            .unwrap();
+        journal.append(&DestinationRecord::Prepared { tasks: vec![dead] }).unwrap();
+        journal.append(&DestinationRecord::Committed).unwrap();
+        assert_eq!(outcome(state.path(), state.path(), id), Outcome::NotResumed);
+        assert!(matches!(standing(state.path(), id).unwrap(), DestinationStanding::Discarded { .. }));
+        assert_eq!(outcome(state.path(), state.path(), MigrationId(6)), Outcome::Unknown);
+    }
+}
