@@ -254,6 +254,14 @@ impl Host {
         network::add_address(&self.network, address, prefix_length)
     }
 
+    /// Takes an address from `eth0`.
+    ///
+    /// # Errors
+    /// As the kernel says, or when it is not there.
+    pub fn remove_address(&self, address: IpAddr) -> Result<()> {
+        network::remove_address(&self.network, address)
+    }
+
     /// The addresses of `eth0`.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ mod tbf;
 pub use host::{Host, Output, Process};
 pub use init::{INIT_VERB, init_main};
 pub use network::{Cable, NetworkNamespace};
+pub use nix::sys::signal::Signal;
 pub use protocol::{Exit, Program, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};

@@ -166,6 +166,23 @@ pub fn add_address(host: &NetworkNamespace, address: IpAddr, length: u8) -> Resu
     .with_context(|| format!("cannot add the address {address}/{length}"))
 }
 
+/// Takes an address from the host's interface.
+pub fn remove_address(host: &NetworkNamespace, address: IpAddr) -> Result<()> {
+    use rtnetlink::packet_route::address::AddressAttribute;
+    host.netlink(async |handle| {
+        let index = index_of(&handle, HOST_LINK).await?;
+        let filter = handle.address().get().set_link_index_filter(index).set_address_filter(address);
+        let found: Vec<_> = filter.execute().try_collect().await?;
+        let message = found
+            .into_iter()
+            .find(|message| message.attributes.contains(&AddressAttribute::Address(address)))
+            .context("the address is not there")?;
+        handle.address().del(message).execute().await?;
+        Ok(())
+    })
+    .with_context(|| format!("cannot remove the address {address}"))
+}
+
 /// The addresses of the host's interface.
 pub fn addresses(host: &NetworkNamespace) -> Result<Vec<IpAddr>> {
     use rtnetlink::packet_route::address::AddressAttribute;
@@ -215,10 +232,10 @@ async fn set_qdisc(handle: &Handle, message: TcMessage) -> Result<()> {
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
     let mut replies = handle.clone().request(request)?;
     while let Some(reply) = replies.next().await {
-        if let NetlinkPayload::Error(error) = reply.payload {
-            if error.code.is_some() {
-                return Err(error.to_io()).context("the kernel refused the link limit (token bucket filter)");
-            }
+        if let NetlinkPayload::Error(error) = reply.payload
+            && error.code.is_some()
+        {
+            return Err(error.to_io()).context("the kernel refused the link limit (token bucket filter)");
         }
     }
     Ok(())
