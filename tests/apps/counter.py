@@ -1,0 +1,94 @@
+"""A Python program with threads and children that checks itself.
+
+Serves lines over TCP: "N" is answered "N COUNT ok" (COUNT: requests of this
+connection), or "N COUNT bad: REASON" when any part of it is wrong.
+Usage: counter.py ADDRESS PORT
+"""
+import hashlib
+import os
+import socket
+import sys
+import threading
+import time
+
+wrong = []
+
+
+def worker(number):
+    """Keeps a chain of hashes beside the list it was made from."""
+    history, chain = [], hashlib.sha256()
+    step = 0
+    while True:
+        step += 1
+        item = f"{number}:{step}".encode()
+        history.append(item)
+        chain.update(item)
+        if step % 200 == 0:
+            again = hashlib.sha256()
+            for past in history:
+                again.update(past)
+            if again.digest() != chain.digest():
+                wrong.append(f"thread {number} at step {step}")
+        if len(history) >= 5000:
+            history, chain = [], hashlib.sha256()
+        time.sleep(0.001)
+
+
+def child(link):
+    """Counts what the parent sends and says the count."""
+    count = 0
+    while True:
+        data = link.recv(8)
+        if not data:
+            os._exit(0)
+        count += 1
+        if int.from_bytes(data, "big") != count:
+            os._exit(1)
+        link.sendall(count.to_bytes(8, "big"))
+
+
+def talk(link, number):
+    count = 0
+    while True:
+        count += 1
+        link.sendall(count.to_bytes(8, "big"))
+        answer = link.recv(8)
+        if int.from_bytes(answer, "big") != count:
+            wrong.append(f"child {number} answered {answer!r} to {count}")
+            return
+        time.sleep(0.002)
+
+
+def serve(connection):
+    count = 0
+    with connection, connection.makefile("rw", newline="\n") as lines:
+        for line in lines:
+            count += 1
+            state = "ok" if not wrong else "bad: " + "; ".join(wrong)
+            lines.write(f"{line.strip()} {count} {state}\n")
+            lines.flush()
+
+
+def main():
+    links = []
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        if os.fork() == 0:
+            ours.close()
+            for link in links:
+                link.close()
+            child(theirs)
+        theirs.close()
+        links.append(ours)
+    for number, link in enumerate(links):
+        threading.Thread(target=talk, args=(link, number), daemon=True).start()
+    for number in range(3):
+        threading.Thread(target=worker, args=(number,), daemon=True).start()
+    server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+    while True:
+        connection, _ = server.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+
+main()

@@ -1,0 +1,10 @@
+//! What the application tests share: a lab with a way to move a process tree
+//! from one host to the other ([`rig`]), and clients that notice a lost,
+//! repeated or wrong reply ([`load`], [`redis`]).
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub mod load;
+pub mod redis;
+pub mod rig;
+
+pub use rig::Rig;
