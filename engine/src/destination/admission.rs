@@ -67,9 +67,8 @@ fn memory(offer: &Offer, host: &Host<'_>) -> Option<String> {
     let needed = Bytes(offer.memory.0 / 10 * 11);
     let available = host.limit.or_else(available_memory)?;
     let left = Bytes(available.0.saturating_sub(host.reserved.0));
-    (needed > left).then(|| {
-        format!("{needed} of memory are needed and {left} are free here ({})", host.work.display())
-    })
+    (needed > left)
+        .then(|| format!("{needed} of memory are needed and {left} are free here ({})", host.work.display()))
 }
 
 fn available_memory() -> Option<Bytes> {
@@ -142,12 +141,8 @@ mod tests {
     }
 
     fn found(offer: &Offer, theirs: &Hello, limit: u64) -> Vec<String> {
-        let host = Host {
-            hello: &hello(),
-            reserved: Bytes(0),
-            limit: Some(Bytes(limit)),
-            work: Path::new("/run"),
-        };
+        let host =
+            Host { hello: &hello(), reserved: Bytes(0), limit: Some(Bytes(limit)), work: Path::new("/run") };
         reasons(offer, theirs, &host)
     }
 
@@ -169,7 +164,9 @@ mod tests {
         let wrong = FileClaim { path: "/".into(), size: None, mode: 0o100_644, build_id: None };
         let offer = Offer { pids: vec![1], files: vec![file, wrong], ..offer() };
         let reasons = found(&offer, &theirs, 1 << 10);
-        for word in ["protocol", "aarch64", "CRIU", "avx512f", "memory", "PID 1 ", "/nonexistent/x", "kind of file"] {
+        for word in
+            ["protocol", "aarch64", "CRIU", "avx512f", "memory", "PID 1 ", "/nonexistent/x", "kind of file"]
+        {
             assert!(reasons.iter().any(|reason| reason.contains(word)), "{word}: {reasons:?}");
         }
         assert!(!reasons.iter().any(|reason| reason.contains("nopl")), "{reasons:?}");

@@ -245,7 +245,9 @@ impl Destination {
         pids.extend(state.spaces.iter().map(|space| space.image_pid).filter(|pid| *pid != state.root_pid));
         self.record(&DestinationRecord::Restoring { pids: pids.clone() })?;
         self.network()?.take()?;
-        tokio::task::block_in_place(|| self.network.as_ref().map_or(Ok(()), |n| n.hook(Stage::BeforeRestore)))?;
+        tokio::task::block_in_place(|| {
+            self.network.as_ref().map_or(Ok(()), |n| n.hook(Stage::BeforeRestore))
+        })?;
         let plan = RestorePlan {
             images: self.images_directory(),
             work: self.work_directory(),
@@ -285,7 +287,9 @@ impl Destination {
         let released = tokio::task::spawn_blocking(move || held.release()).await;
         match released {
             Ok(Ok(())) => {}
-            Ok(Err(ReleaseError::NeverRan(error))) => return Ok(DestinationInput::NeverRan(error.to_string())),
+            Ok(Err(ReleaseError::NeverRan(error))) => {
+                return Ok(DestinationInput::NeverRan(error.to_string()));
+            }
             Ok(Err(ReleaseError::Unknown(error))) => {
                 return Ok(DestinationInput::ReleaseUnknown(error.to_string()));
             }
@@ -388,7 +392,9 @@ impl Destination {
     async fn discard(&mut self) {
         if let Copy::Held(held) = std::mem::replace(&mut self.copy, Copy::None) {
             let discarded = tokio::task::spawn_blocking(move || held.discard()).await;
-            if let Err(error) = discarded.map_err(|p| p.to_string()).and_then(|d| d.map_err(|e| e.to_string())) {
+            if let Err(error) =
+                discarded.map_err(|p| p.to_string()).and_then(|d| d.map_err(|e| e.to_string()))
+            {
                 self.note(format!("while removing the copy: {error}"));
             }
         }

@@ -36,9 +36,11 @@ impl ImageIntake {
         let ImageFile { name, crc, size, offset, data } = part;
         check_name(&name)?;
         if offset == 0 {
-            self.total = self.total.checked_add(size).filter(|total| *total <= self.limit).ok_or_else(|| {
-                format!("the images do not fit: more than {} bytes", self.limit)
-            })?;
+            self.total = self
+                .total
+                .checked_add(size)
+                .filter(|total| *total <= self.limit)
+                .ok_or_else(|| format!("the images do not fit: more than {} bytes", self.limit))?;
             if self.open.len() + self.complete as usize >= MAX_FILES {
                 return Err("too many image files".into());
             }
@@ -54,7 +56,9 @@ impl ImageIntake {
                 return Err(format!("image {name} came twice"));
             }
         }
-        let Some(partial) = self.open.get_mut(&name) else { return Err(format!("image {name} has no beginning")) };
+        let Some(partial) = self.open.get_mut(&name) else {
+            return Err(format!("image {name} has no beginning"));
+        };
         let end = offset + data.len() as u64;
         if partial.at != offset || partial.size != size || end > size || (data.is_empty() && end < size) {
             return Err(format!("image {name}: part {offset} does not follow {}", partial.at));

@@ -146,8 +146,13 @@ impl Receiver {
                     let id = offer.id;
                     let target = offer.target.clone();
                     self.tell(ReceiverEvent::Begins { id, target, peer: link.peer() });
-                    let destination =
-                        Destination::new(Arc::clone(self), *offer, Arc::clone(&link), (sender, receiver), abort);
+                    let destination = Destination::new(
+                        Arc::clone(self),
+                        *offer,
+                        Arc::clone(&link),
+                        (sender, receiver),
+                        abort,
+                    );
                     let Finished { runs_here, end } = destination.run().await;
                     self.lock().remove(&id);
                     self.tell(ReceiverEvent::Ended { id, runs_here, end });

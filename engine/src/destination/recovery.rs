@@ -69,7 +69,9 @@ fn conclude(entries: &[Entry<DestinationRecord>], alive: impl Fn(&TaskId) -> boo
         }
     }
     match standing {
-        S::Interrupted { .. } | S::NeverReleased { .. } | S::ReleaseUnknown { .. } if engine_lives => S::UnderWay,
+        S::Interrupted { .. } | S::NeverReleased { .. } | S::ReleaseUnknown { .. } if engine_lives => {
+            S::UnderWay
+        }
         other => other,
     }
 }

@@ -3,6 +3,7 @@
 mod clock;
 mod driver;
 mod final_state;
+pub mod needs;
 mod network;
 mod observer;
 mod pages;

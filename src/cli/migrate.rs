@@ -1,0 +1,269 @@
+//! `ferry migrate`: moves a target.
+
+use super::{Common, print_json, runtime};
+use crate::exit::End;
+use crate::host;
+use crate::progress::Watch;
+use anyhow::{Context, Result, bail};
+use ferry_engine::memory::ProcessSet;
+use ferry_engine::memory::native::{DescendantSet, NativeSource};
+use ferry_engine::net::address::AddressHolder;
+use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
+use ferry_engine::report::environment::Environment;
+use ferry_engine::report::{ReportOutcome, text};
+use ferry_engine::source::recovery::parse_address_move;
+use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, needs};
+use ferry_engine::strategy::registry;
+use ferry_engine::target::Target;
+use ferry_engine::target::process::ProcessTarget;
+use ferry_lab::quantity::parse_byte_rate;
+use ferry_transport::quic::{Identity, Limiter, LinkOptions, QuicConnector, Trust};
+use ferry_transport::units::ByteRate;
+use ferry_transport::wire::compress::Compression;
+use ferry_transport::wire::control::{AddressMove, MigrationId, Offer, RestoreMode, TcpMode};
+use nix::fcntl::{Flock, FlockArg};
+use std::net::ToSocketAddrs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    common: Common,
+    /// What to move: `pid:N`, a process and all its descendants.
+    target: String,
+    /// The destination, where `ferry receive` listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    to: String,
+    /// When to stop copying and freeze: downtime-budget, fixed-rounds:rounds=N, stop-and-copy.
+    #[arg(long, default_value = registry::NAMES[0], value_name = "NAME[:key=value,…]")]
+    strategy: String,
+    /// The downtime that is wanted.
+    #[arg(long, default_value = "100ms", value_name = "TIME", value_parser = humantime::parse_duration)]
+    downtime: Duration,
+    /// The longest that the rounds may take together.
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    deadline: Duration,
+    /// The longest that the workload may stand still before the commit.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    freeze_deadline: Duration,
+    /// How long an unanswered Commit is asked after.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    doubt_patience: Duration,
+    /// How memory comes back: at once with pages following, or all pages first.
+    #[arg(long, value_enum, default_value_t = Restore::Lazy)]
+    restore: Restore,
+    /// How TCP connections are treated.
+    #[arg(long, value_enum, default_value_t = Tcp::Established)]
+    tcp: Tcp,
+    /// The address that moves along, and the interface it gets there.
+    #[arg(long, value_name = "ADDR/LEN@IFACE", value_parser = address_move)]
+    move_ip: Option<AddressMove>,
+    /// Connections for pages.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
+    connections: u64,
+    /// Parallel page streams.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    streams: u64,
+    /// The most that pages may take of the network, in bytes per second.
+    #[arg(long, value_name = "RATE", value_parser = parse_byte_rate)]
+    max_bandwidth: Option<ByteRate>,
+    /// Compression of page content.
+    #[arg(long, value_enum, default_value_t = Compress::Off)]
+    compress: Compress,
+    /// Programs to run at each stage: docs/guide.md.
+    #[arg(long, value_name = "DIR")]
+    hook: Option<PathBuf>,
+    /// The CRIU to use.
+    #[arg(long, env = "FERRY_CRIU", value_name = "PATH")]
+    criu: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Restore {
+    Lazy,
+    Eager,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Tcp {
+    /// They live on.
+    Established,
+    /// They are closed in the copy.
+    Close,
+    /// A workload that has some is refused.
+    Skip,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Compress {
+    Auto,
+    Off,
+    Lz4,
+    Zstd,
+}
+
+fn address_move(text: &str) -> Result<AddressMove, String> {
+    parse_address_move(text).ok_or_else(|| "expected ADDR/LEN@IFACE, for example 192.0.2.7/24@eth0".into())
+}
+
+pub fn run(options: Options) -> Result<End> {
+    host::need_root("migrate")?;
+    let pid = target_pid(&options.target)?;
+    let state = options.common.state.clone();
+    let _lock = lock(&state, pid)?;
+    let strategy = registry::parse(&options.strategy)?;
+    let id = MigrationId(rand_id()?);
+    let found = host::criu(options.criu.as_deref(), &state)?;
+    let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;
+    let tree = set.processes()?;
+    if tree.contains(&(std::process::id() as i32)) {
+        bail!("ferry itself is in the tree of {pid}: start it from outside of what is to be moved");
+    }
+    let needs = needs::of(&tree)?;
+    let target = ProcessTarget::new(pid, found.criu.clone(), Arc::new(DescendantSet::of(pid)?))?;
+    let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
+    let _images = Remove(images.clone());
+
+    let hello = host::hello(&found);
+    let address = options.move_ip.as_ref().map(AddressHolder::at_source).transpose()?;
+    let hooks = match &options.hook {
+        Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
+        None => Hooks::none(),
+    };
+    let facts = HookFacts {
+        id: id.to_string(),
+        target: target.describe(),
+        peer: options.to.clone(),
+        pid: Some(pid),
+        address: options.move_ip.as_ref().map(|moved| moved.address.to_string()),
+        interface: options.move_ip.as_ref().map(|moved| moved.interface.clone()),
+        reason: None,
+    };
+    let offer = Offer {
+        id,
+        target: target.describe(),
+        memory: needs.memory,
+        pids: needs.pids,
+        restore: match options.restore {
+            Restore::Lazy => RestoreMode::Lazy,
+            Restore::Eager => RestoreMode::Eager,
+        },
+        tcp: match options.tcp {
+            Tcp::Established => TcpMode::Established,
+            Tcp::Close => TcpMode::Close,
+            Tcp::Skip => TcpMode::Skip,
+        },
+        move_address: options.move_ip.clone(),
+        files: needs.files,
+    };
+    let plan = SourcePlan {
+        hello,
+        offer,
+        to: options.to.clone(),
+        state: state.clone(),
+        images: images.clone(),
+        downtime: options.downtime,
+        deadline: options.deadline,
+        freeze_deadline: options.freeze_deadline,
+        doubt_patience: options.doubt_patience,
+        // CRIU on a small process, and the smaps walk of this one.
+        dump_cost: Duration::from_millis(20) + needs.smaps,
+        streams: options.streams as usize,
+        tracker: "native".into(),
+        environment: Environment::here(&found.version),
+        notes: Vec::new(),
+    };
+    let link = LinkOptions {
+        compression: match options.compress {
+            Compress::Auto => Compression::Auto,
+            Compress::Off => Compression::Off,
+            Compress::Lz4 => Compression::Lz4,
+            Compress::Zstd => Compression::Zstd,
+        },
+        connections: options.connections as usize,
+        limiter: options.max_bandwidth.map(|rate| Arc::new(Limiter::new(rate))),
+        ..LinkOptions::default()
+    };
+    let identity = Identity::load_or_create(&state)?;
+    let address_of =
+        options.to.to_socket_addrs().with_context(|| format!("{} has no address", options.to))?;
+    let destination =
+        address_of.into_iter().next().with_context(|| format!("{} has no address", options.to))?;
+    let connector = QuicConnector::new(destination, identity, Trust::open(&state), link);
+    let (give_up, abort) = watch::channel(None);
+    let parts = SourceParts {
+        target: Box::new(target),
+        memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
+        strategy,
+        connector: Box::new(connector),
+        network: SourceNetwork { address, hooks, facts },
+        observer: Box::new(Watch::new()),
+        abort,
+    };
+    let Finished { report, .. } = runtime()?.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::spawn(async move {
+            let reason = tokio::select! {
+                _ = interrupt.recv() => "interrupted (Ctrl-C)",
+                _ = terminate.recv() => "asked to give up (SIGTERM, `ferry abort`)",
+            };
+            let _ = give_up.send(Some(reason.to_owned()));
+            // Kept, so that the receiver of the reason never sees a closed channel.
+            std::future::pending::<()>().await;
+        });
+        let source = Source::new(plan, parts)?;
+        anyhow::Ok(source.run().await)
+    })?;
+    if options.common.json {
+        print_json(&report)?;
+    } else {
+        print!("{}", text::render(&report));
+    }
+    Ok(match report.outcome {
+        ReportOutcome::Completed => End::Done,
+        ReportOutcome::Aborted => End::Aborted,
+        ReportOutcome::InDoubt => End::InDoubt,
+    })
+}
+
+/// `pid:N`.
+fn target_pid(target: &str) -> Result<i32> {
+    let pid = target.strip_prefix("pid:").and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
+    pid.with_context(|| format!("{target:?} is not a target: expected pid:N, for example pid:4711"))
+}
+
+/// One migration of a target at a time. The lock goes with this process.
+fn lock(state: &Path, pid: i32) -> Result<Flock<std::fs::File>> {
+    let directory = state.join("locks");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| format!("the state directory {} cannot be used", state.display()))?;
+    let file = std::fs::File::create(directory.join(format!("pid-{pid}")))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        anyhow::anyhow!("process {pid} is being migrated already ({errno}): `ferry status`")
+    })
+}
+
+fn rand_id() -> Result<u128> {
+    let mut bytes = [0; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// Removes a directory at the end, whatever the end.
+struct Remove(PathBuf);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

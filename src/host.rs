@@ -1,0 +1,108 @@
+//! What this host is: where things are kept, and what it says of itself.
+
+use anyhow::{Context, Result, bail};
+use ferry_engine::target::process::Criu;
+use ferry_transport::wire::control::{Hello, PROTOCOL_VERSION};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where state is kept unless `--state` or `FERRY_STATE` says otherwise.
+pub const STATE: &str = "/var/lib/ferry";
+
+/// Sends log lines to standard error. `-v` shows steps, `-vv` everything;
+/// `FERRY_LOG` takes a filter.
+pub fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = std::env::var("FERRY_LOG")
+        .unwrap_or_else(|_| format!("ferry={level},ferry_engine={level},ferry_transport={level}"));
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Ends early, with the next step, where root is needed.
+pub fn need_root(verb: &str) -> Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let root =
+        status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"));
+    if !root {
+        bail!("`ferry {verb}` needs root: it stops and rebuilds processes (try `sudo ferry {verb} …`)");
+    }
+    Ok(())
+}
+
+/// A directory for what must be quick: the first tmpfs among the usual places.
+pub fn fast_directory(state: &Path) -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let is_tmpfs = |place: &str| {
+        mounts.lines().any(|line| {
+            let mut fields = line.split(' ').skip(1);
+            fields.next() == Some(place) && fields.next() == Some("tmpfs")
+        })
+    };
+    ["/run", "/dev/shm", "/tmp"]
+        .into_iter()
+        .find(|place| is_tmpfs(place))
+        .map_or_else(|| state.join("tmp"), PathBuf::from)
+}
+
+/// What this side says first.
+pub fn hello(criu: &CriuFound) -> Hello {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+    let features = flags.and_then(|line| line.split_once(':')).map_or("", |(_, flags)| flags);
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        revision: format!("ferry {}", env!("CARGO_PKG_VERSION")),
+        machine: std::env::consts::ARCH.into(),
+        page_size: 4096,
+        kernel: read("/proc/sys/kernel/osrelease").trim().into(),
+        criu: criu.version.clone(),
+        cpu_features: features.split_whitespace().map(String::from).collect(),
+    }
+}
+
+/// A CRIU that can be used.
+#[derive(Clone, Debug)]
+pub struct CriuFound {
+    /// How to start it.
+    pub criu: Criu,
+    /// Its version.
+    pub version: String,
+}
+
+/// Finds CRIU: where `--criu` or `FERRY_CRIU` points, in ferry's own prefix, or on
+/// the PATH; else makes it, saying so.
+pub fn criu(chosen: Option<&Path>, state: &Path) -> Result<CriuFound> {
+    let prefix = Path::new(STATE).join("criu/bin/criu");
+    let program = match chosen {
+        Some(path) => path.to_owned(),
+        None if prefix.exists() => prefix,
+        None => bail!("no CRIU was found: run `ferry setup`, which makes a private one"),
+    };
+    let version = version_of(&program)?;
+    let shim = ferry_engine::criu::shim::place(&state.join("lib"))
+        .with_context(|| format!("the object for CRIU cannot be written under {}", state.display()))?;
+    Ok(CriuFound { criu: Criu { program, shim: Some(shim) }, version })
+}
+
+fn version_of(program: &Path) -> Result<String> {
+    let output = Command::new(program).arg("--version").output();
+    let output = output.with_context(|| format!("{} cannot be started", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
+    version
+        .map(|version| version.trim().to_owned())
+        .with_context(|| format!("{} is not CRIU", program.display()))
+}
+
+/// This program's own file: the helpers are started from it. Through /proc, so
+/// that an upgrade of the file under a running engine changes nothing.
+pub fn own_file() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
