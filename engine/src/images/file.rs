@@ -72,7 +72,11 @@ impl<'a> Messages<'a> {
     pub fn of(bytes: &'a [u8], kind: Kind) -> Result<Messages<'a>, FormatError> {
         let head: [u8; 8] =
             bytes.get(..8).and_then(|head| head.try_into().ok()).ok_or(FormatError::Magic(kind))?;
-        if head == magic(kind) { Ok(Messages { bytes, at: 8, index: 0 }) } else { Err(FormatError::Magic(kind)) }
+        if head == magic(kind) {
+            Ok(Messages { bytes, at: 8, index: 0 })
+        } else {
+            Err(FormatError::Magic(kind))
+        }
     }
 
     /// Decodes the next message; `None` at the end of the file.

@@ -74,8 +74,9 @@ pub fn processes(directory: &Path) -> Result<Vec<Process>, ImageError> {
         return Err(ImageError::mismatch(0, format!("images of unknown version {}", inventory.img_version)));
     }
     let bytes = read(directory, "pstree.img")?;
-    let entries: Vec<PstreeEntry> =
-        Messages::of(&bytes, Kind::Pstree).and_then(Messages::rest).map_err(in_file(directory, "pstree.img"))?;
+    let entries: Vec<PstreeEntry> = Messages::of(&bytes, Kind::Pstree)
+        .and_then(Messages::rest)
+        .map_err(in_file(directory, "pstree.img"))?;
     let mut processes = Vec::with_capacity(entries.len());
     for entry in entries {
         if let Some(process) = process(directory, &entry)? {

@@ -189,9 +189,7 @@ fn seal_space(
                     continue;
                 };
                 let content = match (kind, region.piece) {
-                    (RunKind::Data, Some(piece)) => {
-                        Content::Arena(piece + (page - base) * PAGE_SIZE as u64)
-                    }
+                    (RunKind::Data, Some(piece)) => Content::Arena(piece + (page - base) * PAGE_SIZE as u64),
                     _ => Content::Zero,
                 };
                 append(&mut extents, page, content);
