@@ -1,0 +1,252 @@
+//! Bringing pages into one address space, by faults and in the background.
+//!
+//! Order matters against the workload's own changes. The kernel holds an event
+//! (say, `munmap`) until it is read, and refuses copies meanwhile; once it is read,
+//! the change is done and a page copied by the old state of things would be wrong.
+//! So copies hold `gate` for reading and reading events holds it for writing: while
+//! events are read and applied, no page is on its way. The lock prefers writers,
+//! and background batches are small, so that a fault waits for one batch at most.
+
+use super::pending::{Pending, Piece};
+use crate::sys::arena::ArenaMap;
+use crate::sys::uffd_fill::{Event, FaultServer, Filled};
+use ferry_transport::page::{PAGE_SIZE, PageAddr};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// One background copy: about 50 µs, which is what a fault may have to wait.
+pub(super) const BATCH: u64 = 256 << 10;
+
+/// With a page that is waited for come those of its block.
+const AROUND: u64 = 32 << 10;
+
+/// What became of pages, all spaces together.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) brought: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) lost: AtomicU64,
+    pub(super) faults: AtomicU64,
+}
+
+/// One address space and the descriptor over which it is filled.
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) pid: u32,
+    pub(super) uffd: FaultServer,
+    gate: RwLock<()>,
+    pending: Mutex<Pending>,
+    gone: AtomicBool,
+    /// Whether others need the same content: set, for the whole family, at a fork.
+    shared: Arc<AtomicBool>,
+    arena: Arc<ArenaMap>,
+    totals: Arc<Totals>,
+}
+
+/// How a background step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Pages were brought.
+    Progress,
+    /// The mappings are changing: events must be read first.
+    Blocked,
+    /// Nothing is left to bring.
+    Complete,
+}
+
+/// What becomes of content that has been brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arena {
+    /// Its memory is given back, unless a relative still needs it.
+    Release,
+    /// It stays: not worth a call while somebody waits.
+    Keep,
+}
+
+impl Space {
+    pub(super) fn new(
+        pid: u32,
+        uffd: FaultServer,
+        pending: Pending,
+        arena: Arc<ArenaMap>,
+        totals: Arc<Totals>,
+    ) -> Space {
+        Space {
+            pid,
+            uffd,
+            gate: RwLock::new(()),
+            pending: Mutex::new(pending),
+            gone: AtomicBool::new(false),
+            shared: Arc::default(),
+            arena,
+            totals,
+        }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.gone.load(Ordering::Acquire) || self.pending().is_empty()
+    }
+
+    /// Brings one background batch.
+    pub(super) fn step(&self) -> io::Result<Step> {
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if self.gone.load(Ordering::Acquire) {
+            return Ok(Step::Complete);
+        }
+        let Some(piece) = self.pending().take_next(BATCH) else { return Ok(Step::Complete) };
+        self.bring(piece, Arena::Release)
+    }
+
+    /// Reads and applies what happened; returns the children that were forked.
+    /// Nothing is on its way into the space meanwhile.
+    pub(super) fn serve(&self) -> io::Result<Vec<Space>> {
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut children = Vec::new();
+        while let Some(event) = self.uffd.next_event()? {
+            match event {
+                Event::Fault(address) => self.fault(address)?,
+                Event::Fork(uffd) => children.push(self.child(uffd)),
+                Event::Remap { from, to, len } => self.pending().remap(from, to, len),
+                Event::Remove { start, end } | Event::Unmap { start, end } => {
+                    let dropped = self.pending().take_range(start, end);
+                    let bytes: u64 = dropped.iter().map(|piece| piece.len).sum();
+                    self.count(&self.totals.dropped, bytes);
+                }
+                Event::Unknown(kind) => {
+                    return Err(io::Error::other(format!("unknown userfaultfd event {kind:#x}")));
+                }
+            }
+        }
+        Ok(children)
+    }
+
+    /// Whether the address space still exists.
+    pub(super) fn probe(&self) {
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        // No page of a plan is that low; wherever it is not mapped nothing happens.
+        if let Ok(Filled::SpaceGone) = self.uffd.zero(0x1_0000, PAGE_SIZE as u64) {
+            self.space_gone();
+        }
+    }
+
+    fn fault(&self, address: u64) -> io::Result<()> {
+        self.totals.faults.fetch_add(1, Ordering::Relaxed);
+        let page = PageAddr::containing(address).address();
+        let size = PAGE_SIZE as u64;
+        let wanted = self.pending().take_within(page, page + size, size);
+        let Some(wanted) = wanted else {
+            return match self.uffd.zero(page, size)? {
+                Filled::SpaceGone => {
+                    self.space_gone();
+                    Ok(())
+                }
+                Filled::All => Ok(()),
+                // There already, or the mapping is changing: let it fault again.
+                _ => {
+                    self.uffd.wake(page, size);
+                    Ok(())
+                }
+            };
+        };
+        if self.bring(wanted, Arena::Keep)? == Step::Blocked {
+            self.uffd.wake(page, size);
+            return Ok(());
+        }
+        let block = page / AROUND * AROUND;
+        let around = self.pending().take_range(block, block + AROUND);
+        for piece in around {
+            self.bring(piece, Arena::Keep)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a piece. What could not be copied for now is pending again.
+    fn bring(&self, piece: Piece, arena: Arena) -> io::Result<Step> {
+        let source = self.arena.address(piece.offset, piece.len);
+        let source = source.ok_or_else(|| io::Error::other("the plan points outside the arena"))?;
+        self.arena.populate(piece.offset, piece.len);
+        let (mut rest, mut whole) = (Some(piece), true);
+        while let Some(now) = rest {
+            let src = source + (now.offset - piece.offset);
+            rest = match self.uffd.copy(now.address, src, now.len) {
+                Ok(Filled::All) => {
+                    self.count(&self.totals.brought, now.len);
+                    None
+                }
+                Ok(Filled::Part(bytes)) => {
+                    self.count(&self.totals.brought, bytes);
+                    now.after(bytes)
+                }
+                Ok(Filled::Exists) => {
+                    // Written by the workload since its fork or mapping: newer than ours.
+                    self.uffd.wake(now.address, PAGE_SIZE as u64);
+                    self.count(&self.totals.dropped, PAGE_SIZE as u64);
+                    now.after(PAGE_SIZE as u64)
+                }
+                Ok(Filled::Changing) => {
+                    self.pending().put(now);
+                    return Ok(Step::Blocked);
+                }
+                // A copy must lie in one mapping, and the workload may have split it.
+                Ok(Filled::Unmapped) if now.len > PAGE_SIZE as u64 => {
+                    let half = (now.len / 2).next_multiple_of(PAGE_SIZE as u64);
+                    let tail = now.after(half);
+                    whole = false;
+                    tail.into_iter().for_each(|tail| self.pending().put(tail));
+                    Some(Piece { len: half.min(now.len), ..now })
+                }
+                Ok(Filled::Unmapped) => {
+                    self.count(&self.totals.lost, now.len);
+                    tracing::error!(pid = self.pid, address = now.address, "no mapping takes this page");
+                    None
+                }
+                Ok(Filled::SpaceGone) => {
+                    self.pending().put(now);
+                    self.space_gone();
+                    return Ok(Step::Complete);
+                }
+                Err(error) => {
+                    self.pending().put(now);
+                    return Err(error);
+                }
+            };
+        }
+        if arena == Arena::Release && whole && !self.shared.load(Ordering::Acquire) {
+            self.arena.punch(piece.offset, piece.len)?;
+        }
+        Ok(Step::Progress)
+    }
+
+    /// The child lacks exactly what its parent lacks now: copies into the parent
+    /// were refused from before its page tables were duplicated until this event
+    /// was read.
+    fn child(&self, uffd: FaultServer) -> Space {
+        self.shared.store(true, Ordering::Release);
+        Space {
+            pid: self.pid,
+            uffd,
+            gate: RwLock::new(()),
+            pending: Mutex::new(self.pending().clone()),
+            gone: AtomicBool::new(false),
+            shared: Arc::clone(&self.shared),
+            arena: Arc::clone(&self.arena),
+            totals: Arc::clone(&self.totals),
+        }
+    }
+
+    fn space_gone(&self) {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            let pages = self.pending().pages();
+            self.totals.dropped.fetch_add(pages, Ordering::Relaxed);
+        }
+    }
+
+    fn count(&self, total: &AtomicU64, bytes: u64) {
+        total.fetch_add(bytes / PAGE_SIZE as u64, Ordering::Relaxed);
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,152 @@
+//! Which pages a space still lacks, by the address where they belong now.
+
+use crate::page_store::{Content, Extent};
+use ferry_transport::page::{PAGE_SIZE, PageRange};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Consecutive pages to be brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Where they belong.
+    pub(super) address: u64,
+    /// How many bytes.
+    pub(super) len: u64,
+    /// Where in the arena their content is.
+    pub(super) offset: u64,
+}
+
+impl Piece {
+    /// Itself without its first `bytes`; `None` when nothing is left.
+    pub(super) fn after(self, bytes: u64) -> Option<Piece> {
+        let rest = self.len.checked_sub(bytes).filter(|rest| *rest > 0)?;
+        Some(Piece { address: self.address + bytes, len: rest, offset: self.offset + bytes })
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending {
+    /// By address: length and arena offset.
+    pieces: BTreeMap<u64, (u64, u64)>,
+    hot: VecDeque<PageRange>,
+}
+
+impl Pending {
+    pub(super) fn new(extents: &[Extent], hot: &[PageRange]) -> Pending {
+        let mut pending = Pending { pieces: BTreeMap::new(), hot: hot.iter().copied().collect() };
+        for extent in extents {
+            if let Content::Arena(offset) = extent.content {
+                let (address, len) = (extent.pages.start.address(), extent.pages.count.bytes().0);
+                pending.put(Piece { address, len, offset });
+            }
+        }
+        pending
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub(super) fn pages(&self) -> u64 {
+        self.pieces.values().map(|(len, _)| len / PAGE_SIZE as u64).sum()
+    }
+
+    pub(super) fn put(&mut self, piece: Piece) {
+        self.pieces.insert(piece.address, (piece.len, piece.offset));
+    }
+
+    /// Takes all pieces, or parts of them, within `start..end`.
+    pub(super) fn take_range(&mut self, start: u64, end: u64) -> Vec<Piece> {
+        let mut taken = Vec::new();
+        while let Some(piece) = self.take_within(start, end, u64::MAX) {
+            taken.push(piece);
+        }
+        taken
+    }
+
+    /// Takes the next batch of at most `max` bytes: what is hot first, then by address.
+    pub(super) fn take_next(&mut self, max: u64) -> Option<Piece> {
+        while let Some(range) = self.hot.front().copied() {
+            if let Some(piece) = self.take_within(range.start.address(), range.end(), max) {
+                return Some(piece);
+            }
+            self.hot.pop_front();
+        }
+        self.take_within(0, u64::MAX, max)
+    }
+
+    /// Takes the first piece within `start..end`, cut to `max` bytes.
+    pub(super) fn take_within(&mut self, start: u64, end: u64, max: u64) -> Option<Piece> {
+        let before = self.pieces.range(..start).next_back().map(|(at, (len, _))| (*at, *len));
+        let at = match before {
+            Some((at, len)) if at + len > start => at,
+            _ => self.pieces.range(start..).next().map(|(at, _)| *at).filter(|at| *at < end)?,
+        };
+        let (len, offset) = self.pieces.remove(&at)?;
+        let (from, to) = (at.max(start), (at + len).min(end));
+        let to = to.min(from.saturating_add(max));
+        if at < from {
+            self.pieces.insert(at, (from - at, offset));
+        }
+        if to < at + len {
+            self.pieces.insert(to, (at + len - to, offset + (to - at)));
+        }
+        Some(Piece { address: from, len: to - from, offset: offset + (from - at) })
+    }
+
+    /// Follows an `mremap`: what belonged to `from..from+len` belongs to `to..` now.
+    pub(super) fn remap(&mut self, from: u64, to: u64, len: u64) {
+        for piece in self.take_range(from, from.saturating_add(len)) {
+            self.put(Piece { address: to.wrapping_add(piece.address.wrapping_sub(from)), ..piece });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pending, Piece};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const PAGE: u64 = 4096;
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_map(steps in prop::collection::vec((0..3u8, 0..60u64, 1..20u64, 0..60u64), 1..60)) {
+            let mut pending = Pending::default();
+            let mut model = BTreeMap::new();
+            pending.put(Piece { address: 10 * PAGE, len: 30 * PAGE, offset: 500 * PAGE });
+            (10..40).for_each(|page| { model.insert(page, 490 + page); });
+            for (step, start, len, to) in steps {
+                match step {
+                    0 => if let Some(piece) = pending.take_within(start * PAGE, (start + len) * PAGE, 7 * PAGE) {
+                        let first = model.range(start..start + len).next().map(|(page, _)| *page);
+                        prop_assert_eq!(first, Some(piece.address / PAGE));
+                        for index in 0..piece.len / PAGE {
+                            let found = model.remove(&(piece.address / PAGE + index));
+                            prop_assert_eq!(found, Some(piece.offset / PAGE + index));
+                        }
+                    } else {
+                        prop_assert!(model.range(start..start + len).next().is_none());
+                    },
+                    1 => {
+                        pending.take_range(start * PAGE, (start + len) * PAGE);
+                        model.retain(|page, _| !(start..start + len).contains(page));
+                    }
+                    // The kernel reports what an mremap displaces before it.
+                    _ if to + len <= start || start + len <= to => {
+                        pending.take_range(to * PAGE, (to + len) * PAGE);
+                        model.retain(|page, _| !(to..to + len).contains(page));
+                        pending.remap(start * PAGE, to * PAGE, len * PAGE);
+                        let moved: Vec<_> = model.range(start..start + len).map(|(p, o)| (*p, *o)).collect();
+                        for (page, offset) in moved {
+                            model.remove(&page);
+                            model.insert(page - start + to, offset);
+                        }
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(pending.pages(), model.len() as u64);
+            }
+        }
+    }
+}
