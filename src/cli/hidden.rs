@@ -10,6 +10,7 @@ pub fn run() -> Option<ExitCode> {
     match (verb.as_str(), first) {
         (ferry_engine::sys::inject::HELPER_VERB, Some(pid)) => ferry_engine::sys::inject::helper_main(&pid),
         (ferry_lab::hosts::INIT_VERB, Some(setup)) => Some(ferry_lab::hosts::init_main(&setup)),
+        ("__pager", _) => Some(ferry_engine::lazy::pager_main()),
         ("__probe", _) => Some(probe()),
         _ => None,
     }

@@ -4,7 +4,7 @@ use super::{Common, runtime};
 use crate::exit::End;
 use crate::host;
 use anyhow::{Context, Result};
-use ferry_engine::destination::{Receiver, ReceiverEvent, ReceiverPlan};
+use ferry_engine::destination::{PagerHandover, Receiver, ReceiverEvent, ReceiverPlan};
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, Hooks};
 use ferry_engine::target::process::ProcessRestorer;
 use ferry_lab::quantity::parse_bytes;
@@ -58,7 +58,7 @@ pub fn run(options: Options) -> Result<End> {
         restore_cost: Duration::from_millis(15),
         hooks,
         restorer: Box::new(move || Box::new(ProcessRestorer::new(criu.clone()))),
-        handover: Box::new(|| Box::new(ferry_engine::lazy::PagerHandover::new(host::own_file()))),
+        handover: Box::new(|| Box::new(PagerHandover::new(host::own_file()))),
     };
     let json = options.common.json;
     let receiver = Arc::new(Receiver::new(plan, Box::new(move |event| tell(&event, json)))?);

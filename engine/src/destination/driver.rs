@@ -400,7 +400,9 @@ impl Destination {
         }
         self.intake = None;
         self.store = None;
-        self.handover = None;
+        if let Some(mut handover) = self.handover.take() {
+            handover.abandon();
+        }
         self.restorer = None;
         if let Some(Err(error)) = self.network.as_mut().map(DestinationNetwork::undo) {
             self.note(error);

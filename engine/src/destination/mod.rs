@@ -10,5 +10,5 @@ mod receiver;
 pub mod recovery;
 pub mod state;
 
-pub use handover::{HandoverMaker, PageHandover, Serving};
+pub use handover::{HandoverMaker, PageHandover, PagerHandover, Serving};
 pub use receiver::{Receiver, ReceiverEvent, ReceiverPlan, RestorerMaker};

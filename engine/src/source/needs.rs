@@ -39,7 +39,7 @@ pub fn of(processes: &[i32]) -> io::Result<Needs> {
         needs.memory += resident(pid);
         pids.extend(identifiers(pid).into_iter().take(MAX_PIDS));
         let Ok(mappings) = Mappings::of(pid) else { continue };
-        for mapping in mappings.filter(|mapping| mapping.backing == Backing::File) {
+        for mapping in mappings.flatten().filter(|mapping| mapping.backing == Backing::File) {
             let path = Path::new(std::ffi::OsStr::from_bytes(&mapping.name)).to_owned();
             if files.len() < MAX_FILES && !files.contains_key(&path) {
                 files.insert(path.clone(), claim(pid, &path));
@@ -78,7 +78,7 @@ fn resident(pid: i32) -> Bytes {
 fn identifiers(pid: i32) -> Vec<u32> {
     let mut found = Vec::new();
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    found.extend(threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()));
+    found.extend(threads.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()));
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     if let Some((_, rest)) = stat.rsplit_once(") ") {
         // state ppid pgrp session
