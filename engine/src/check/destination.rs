@@ -30,8 +30,8 @@ const MAX_LISTED: usize = 50;
 /// The CPU features that a program chooses its code by; without them a copy
 /// dies of an illegal instruction after the move, or its registers do not fit.
 const FEATURES: [&str; 16] = [
-    "avx", "sse", "aes", "xsave", "bmi", "fma", "f16c", "popcnt", "movbe", "sha_ni", "vaes", "vpclmul", "pclmul",
-    "gfni", "erms", "fsrm",
+    "avx", "sse", "aes", "xsave", "bmi", "fma", "f16c", "popcnt", "movbe", "sha_ni", "vaes", "vpclmul",
+    "pclmul", "gfni", "erms", "fsrm",
 ];
 
 /// Everything that would make this offer fail here, the worst first. `peer` is
@@ -44,8 +44,14 @@ pub fn check_destination(offer: &Offer, peer: &Hello, here: &LocalFacts) -> Vec<
     found.extend(offer.files.iter().filter_map(file).take(MAX_LISTED));
     move_address(offer, &mut found);
     if offer.restore == RestoreMode::Lazy && !here.lazy {
-        let what = "userfaultfd cannot be used here: the restore is eager, and the downtime grows with memory";
-        found.push(Finding::host(Severity::Risks, Force::Overridable, what, "run ferry as root, or sysctl vm.unprivileged_userfaultfd=1"));
+        let what =
+            "userfaultfd cannot be used here: the restore is eager, and the downtime grows with memory";
+        found.push(Finding::host(
+            Severity::Risks,
+            Force::Overridable,
+            what,
+            "run ferry as root, or sysctl vm.unprivileged_userfaultfd=1",
+        ));
     }
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     found
@@ -68,12 +74,16 @@ fn hosts(peer: &Hello, here: &LocalFacts, found: &mut Vec<Finding>) {
     if own.criu.is_empty() {
         blocks(found, Force::Final, "there is no CRIU here", "run ferry setup");
     } else if version(&own.criu) < version(&peer.criu) {
-        let what = format!("CRIU is {} at the source and {} here, which may not read its images", peer.criu, own.criu);
+        let what = format!(
+            "CRIU is {} at the source and {} here, which may not read its images",
+            peer.criu, own.criu
+        );
         blocks(found, Force::Overridable, what, "run ferry setup here");
     }
     if peer.kernel != own.kernel {
         let what = format!("the kernel is {} at the source and {} here", peer.kernel, own.kernel);
-        let severity = if version(&own.kernel) < version(&peer.kernel) { Severity::Risks } else { Severity::Notes };
+        let severity =
+            if version(&own.kernel) < version(&peer.kernel) { Severity::Risks } else { Severity::Notes };
         found.push(Finding::host(severity, Force::Overridable, what, ""));
     }
     let missing: Vec<&str> = peer
@@ -156,7 +166,8 @@ fn file(claim: &FileClaim) -> Option<Finding> {
         return problem("it is of another type here".into(), "copy the file");
     }
     if about.mode() & 0o7777 != claim.mode & 0o7777 {
-        let what = format!("its mode is {:o} here, {:o} at the source", about.mode() & 0o7777, claim.mode & 0o7777);
+        let what =
+            format!("its mode is {:o} here, {:o} at the source", about.mode() & 0o7777, claim.mode & 0o7777);
         return problem(what, "chmod it");
     }
     if claim.size.is_some_and(|size| size != about.len()) {
@@ -176,7 +187,12 @@ fn move_address(offer: &Offer, found: &mut Vec<Finding>) {
     match interfaces.iter().find(|interface| interface.name == moved.interface) {
         None => {
             let what = format!("there is no interface {} here for {}", moved.interface, moved.address);
-            blocks(found, Force::Final, what, "name one of this host with --move-ip ADDRESS/LENGTH@INTERFACE");
+            blocks(
+                found,
+                Force::Final,
+                what,
+                "name one of this host with --move-ip ADDRESS/LENGTH@INTERFACE",
+            );
         }
         Some(interface) if !interface.up => {
             let what = format!("the interface {} is down", interface.name);

@@ -93,7 +93,12 @@ pub struct Finding {
 
 impl Finding {
     /// A finding about a host.
-    pub fn host(severity: Severity, force: Force, what: impl Into<String>, advice: impl Into<String>) -> Finding {
+    pub fn host(
+        severity: Severity,
+        force: Force,
+        what: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Finding {
         Finding {
             severity,
             pid: None,

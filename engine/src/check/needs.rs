@@ -27,7 +27,8 @@ const MAX_FILES: usize = 20_000;
 pub fn describe_needs(root: i32) -> Needs {
     let Some(tree) = Tree::read(root) else { return Needs::default() };
     let own = namespaces("self");
-    let pids = if tree.root().namespaces.get("pid") == own.get("pid") { pids(&tree) } else { BTreeSet::new() };
+    let pids =
+        if tree.root().namespaces.get("pid") == own.get("pid") { pids(&tree) } else { BTreeSet::new() };
     // With a mount namespace of its own the image brings its mounts, and paths are
     // not those of the destination's root.
     let files = if tree.root().namespaces.get("mnt") == own.get("mnt") { files(&tree) } else { Vec::new() };
@@ -58,13 +59,14 @@ fn files(tree: &Tree) -> Vec<FileClaim> {
     let mut claims: BTreeMap<String, FileClaim> = BTreeMap::new();
     for process in &tree.processes {
         for mapping in process.mappings.iter().filter(|mapping| has_path(&mapping.name)) {
-            claims.entry(mapping.name.clone()).or_insert_with_key(|path| {
-                claim(path, &mapping.file(process.pid), Sized::Yes)
-            });
+            claims
+                .entry(mapping.name.clone())
+                .or_insert_with_key(|path| claim(path, &mapping.file(process.pid), Sized::Yes));
         }
         for descriptor in process.descriptors.iter().filter(|d| has_path(&d.link) && d.links > 0) {
             if descriptor.is(libc::S_IFREG) || descriptor.is(libc::S_IFDIR) {
-                let sized = if descriptor.writable || descriptor.is(libc::S_IFDIR) { Sized::No } else { Sized::Yes };
+                let sized =
+                    if descriptor.writable || descriptor.is(libc::S_IFDIR) { Sized::No } else { Sized::Yes };
                 let through = format!("/proc/{}/fd/{}", process.pid, descriptor.fd);
                 claims.entry(descriptor.link.clone()).or_insert_with_key(|path| claim(path, &through, sized));
             }
@@ -75,7 +77,9 @@ fn files(tree: &Tree) -> Vec<FileClaim> {
 
 fn has_path(name: &str) -> bool {
     let elsewhere = ["/proc/", "/sys/", "/memfd:", "/dev/", "/SYSV", "/anon_hugepage", "/[aio]"];
-    name.starts_with('/') && !name.ends_with(" (deleted)") && !elsewhere.iter().any(|place| name.starts_with(place))
+    name.starts_with('/')
+        && !name.ends_with(" (deleted)")
+        && !elsewhere.iter().any(|place| name.starts_with(place))
 }
 
 /// Whether the size has to match.

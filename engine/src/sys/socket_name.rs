@@ -12,12 +12,7 @@ pub fn protocol(pid: i32, fd: i32) -> io::Result<String> {
     // SAFETY: both strings end with a zero, `name` is writable for the length
     // that is passed, and all of them live across the call.
     let length = unsafe {
-        libc::getxattr(
-            path.as_ptr(),
-            c"system.sockprotoname".as_ptr(),
-            name.as_mut_ptr().cast(),
-            name.len(),
-        )
+        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
     };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     let name = name[..length.min(name.len())].split(|byte| *byte == 0).next().unwrap_or_default();

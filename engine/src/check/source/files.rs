@@ -20,13 +20,20 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
         if descriptor.links == 0 && regular && descriptor.occupied > options.ghost_limit.0 {
             let size = Bytes(descriptor.occupied);
             let what = format!("a deleted file of {size}, above the limit of {}", options.ghost_limit);
-            say(Severity::Blocks, Force::Overridable, what, "let the program close it, or raise the ghost limit");
+            say(
+                Severity::Blocks,
+                Force::Overridable,
+                what,
+                "let the program close it, or raise the ghost limit",
+            );
         } else if descriptor.links == 0 && directory {
             let what = "a directory that was removed is still open; it comes back empty".to_owned();
             say(Severity::Risks, Force::Overridable, what, "");
         } else if descriptor.links > 0 && regular && descriptor.writable && !is_virtual(&descriptor.link) {
-            let what = "open for writing; the file itself is not copied, and must have the same size there".to_owned();
-            let advice = "keep it on storage that both hosts share, or copy it in a hook at the stage `frozen`";
+            let what = "open for writing; the file itself is not copied, and must have the same size there"
+                .to_owned();
+            let advice =
+                "keep it on storage that both hosts share, or copy it in a hook at the stage `frozen`";
             say(Severity::Risks, Force::Overridable, what, advice);
         }
     }

@@ -18,7 +18,14 @@ pub(super) fn check(tree: &Tree, report: &mut Report) {
     }
     if root.pid == 1 {
         let what = "it is the init process of this host";
-        report.add(Severity::Blocks, Force::Final, root, Subject::Process, what, "name one of its descendants");
+        report.add(
+            Severity::Blocks,
+            Force::Final,
+            root,
+            Subject::Process,
+            what,
+            "name one of its descendants",
+        );
     }
     if tree.has(own) {
         let what = "ferry itself runs inside this tree and would be frozen with it";
@@ -45,7 +52,14 @@ fn session(tree: &Tree, report: &mut Report) {
         let lives = Stat::of(&format!("/proc/{session}/stat")).is_some();
         if session != root.stat.session && !tree.has(session) && lives {
             let what = format!("its session belongs to process {session}, outside the tree");
-            report.add(Severity::Blocks, Force::Final, process, Subject::Process, what, "move its leader too");
+            report.add(
+                Severity::Blocks,
+                Force::Final,
+                process,
+                Subject::Process,
+                what,
+                "move its leader too",
+            );
         }
     }
 }
@@ -64,7 +78,8 @@ fn ourselves(report: &mut Report) {
     if !has(CAP_SYS_RESOURCE) {
         let what = "ferry has no CAP_SYS_RESOURCE here: limits of other users' processes are read from /proc, \
                     and a restore cannot raise a hard limit (open files, processes, locked memory) above ferry's own";
-        let advice = "give the container or service that runs ferry this capability, or equal limits at both ends";
+        let advice =
+            "give the container or service that runs ferry this capability, or equal limits at both ends";
         report.0.push(Finding::host(Severity::Notes, Force::Overridable, what, advice));
     }
 }
@@ -76,7 +91,14 @@ fn nested(tree: &Tree, report: &mut Report) {
     if of_its_own("pid") && root.own_pid() != 1 {
         let subject = Subject::Namespace { of: "pid".into() };
         let what = "it lives in a PID namespace whose init is not part of the tree";
-        report.add(Severity::Blocks, Force::Final, root, subject, what, "name the namespace's init as the target");
+        report.add(
+            Severity::Blocks,
+            Force::Final,
+            root,
+            subject,
+            what,
+            "name the namespace's init as the target",
+        );
     }
     for process in &tree.processes[1..] {
         for (kind, inode) in &process.namespaces {
@@ -102,6 +124,13 @@ fn nested(tree: &Tree, report: &mut Report) {
     }
     if !of_its_own("pid") {
         let what = "it has no PID namespace of its own: its process numbers must be free at the destination";
-        report.add(Severity::Notes, Force::Overridable, root, Subject::Process, what, "unshare --pid --fork avoids it");
+        report.add(
+            Severity::Notes,
+            Force::Overridable,
+            root,
+            Subject::Process,
+            what,
+            "unshare --pid --fork avoids it",
+        );
     }
 }

@@ -18,7 +18,8 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
                 report.add(severity, force, process, subject, what, advice);
             };
             if name.contains("[io_uring]") {
-                let advice = "start the program without it (Node.js: UV_USE_IO_URING=0; databases have a setting)";
+                let advice =
+                    "start the program without it (Node.js: UV_USE_IO_URING=0; databases have a setting)";
                 say(Severity::Blocks, Force::Final, "an io_uring, which CRIU cannot dump".into(), advice);
             } else if name.starts_with("/SYSV") && !private_ipc {
                 let what = "SysV shared memory outside an IPC namespace of its own".into();
@@ -27,12 +28,21 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
                 say(Severity::Blocks, Force::Final, "CRIU cannot dump such a mapping".into(), "");
             } else if name == "[uprobes]" {
                 let what = "uprobes are set in it".into();
-                say(Severity::Blocks, Force::Final, what, "remove the probes (perf, bpftrace) and restart it");
-            } else if name.starts_with("/dev/") && !name.starts_with("/dev/shm/") && !name.starts_with("/dev/zero") {
+                say(
+                    Severity::Blocks,
+                    Force::Final,
+                    what,
+                    "remove the probes (perf, bpftrace) and restart it",
+                );
+            } else if name.starts_with("/dev/")
+                && !name.starts_with("/dev/shm/")
+                && !name.starts_with("/dev/zero")
+            {
                 let what = "a device is mapped, which CRIU cannot dump".into();
                 say(Severity::Blocks, Force::Final, what, "let the program close the device");
             } else if name.ends_with(" (deleted)") && is_plain(name) {
-                let occupied = std::fs::metadata(mapping.file(process.pid)).map_or(0, |file| file.blocks() * 512);
+                let occupied =
+                    std::fs::metadata(mapping.file(process.pid)).map_or(0, |file| file.blocks() * 512);
                 if occupied > options.ghost_limit.0 {
                     let what = format!("a deleted file of {occupied} bytes, above the ghost limit");
                     let advice = "restart the program after the upgrade that replaced it, or raise the limit";
@@ -47,5 +57,6 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
 }
 
 fn is_plain(name: &str) -> bool {
-    name.starts_with('/') && !["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"].iter().any(|p| name.starts_with(p))
+    name.starts_with('/')
+        && !["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"].iter().any(|p| name.starts_with(p))
 }

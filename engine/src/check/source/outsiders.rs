@@ -33,7 +33,9 @@ pub(super) fn check(tree: &Tree, report: &mut Report) {
         let Some(Some(holder)) = shared.get(descriptor.link.as_str()) else { continue };
         let name = Stat::of(&format!("/proc/{holder}/stat")).map_or_else(String::new, |stat| stat.comm);
         let (severity, what, advice) = if descriptor.is(libc::S_IFIFO) {
-            let what = format!("process {holder} ({name}), outside the tree, holds this pipe too; it is cut by the move");
+            let what = format!(
+                "process {holder} ({name}), outside the tree, holds this pipe too; it is cut by the move"
+            );
             (Severity::Blocks, what, "start the program with this descriptor closed, or redirected to a file")
         } else {
             let what = format!(

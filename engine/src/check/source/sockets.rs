@@ -81,8 +81,8 @@ impl Look<'_> {
         // Unbound sockets are in no table; the rest are kinds of their own.
         let Ok(protocol) = socket_name::protocol(self.process.pid, self.descriptor.fd) else { return };
         match protocol.as_str() {
-            "TCP" | "TCPv6" | "UDP" | "UDPv6" | "UDP-Lite" | "UDPLITEv6" | "UNIX" | "UNIX-STREAM" | "NETLINK"
-            | "PACKET" | "RAW" | "RAWv6" | "PING" | "PINGv6" => {}
+            "TCP" | "TCPv6" | "UDP" | "UDPv6" | "UDP-Lite" | "UDPLITEv6" | "UNIX" | "UNIX-STREAM"
+            | "NETLINK" | "PACKET" | "RAW" | "RAWv6" | "PING" | "PINGv6" => {}
             "MPTCP" | "MPTCPv6" => {
                 let what = "a Multipath TCP socket, which CRIU cannot dump";
                 self.say(Severity::Blocks, Force::Final, what, "Go programs: GODEBUG=multipathtcp=0");
@@ -112,7 +112,12 @@ impl Look<'_> {
                         self.say(Severity::Blocks, Force::Final, what, advice);
                     }
                     TcpMode::Close => {
-                        self.say(Severity::Notes, Force::Overridable, format!("{what} is closed by the move"), "");
+                        self.say(
+                            Severity::Notes,
+                            Force::Overridable,
+                            format!("{what} is closed by the move"),
+                            "",
+                        );
                     }
                     TcpMode::Established => self.connection(socket, state, &what),
                 }
@@ -151,7 +156,8 @@ impl Look<'_> {
     }
 
     fn moves(&self, address: IpAddr) -> bool {
-        address.is_loopback() || self.options.move_address.as_ref().is_some_and(|moved| moved.address == address)
+        address.is_loopback()
+            || self.options.move_address.as_ref().is_some_and(|moved| moved.address == address)
     }
 
     fn unix(&mut self, socket: &Unix) {
@@ -174,7 +180,8 @@ impl Look<'_> {
         if socket.state != tcp::LISTEN && socket.receive_queue > 0 {
             let passed: u32 = self.process.fdinfo(self.descriptor.fd).number("scm_fds").unwrap_or(0);
             if passed > 0 {
-                let what = format!("{passed} descriptors are on their way through this socket, not yet received");
+                let what =
+                    format!("{passed} descriptors are on their way through this socket, not yet received");
                 self.say(Severity::Risks, Force::Overridable, what, "");
             }
         }

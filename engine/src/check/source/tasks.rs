@@ -36,7 +36,13 @@ fn one(process: &Process, report: &mut Report) {
             }
             'D' => {
                 let what = "it waits in the kernel (state D) and cannot be frozen until that ends".to_owned();
-                say(Severity::Risks, Force::Overridable, subject, what, "see what it waits for: /proc/PID/stack");
+                say(
+                    Severity::Risks,
+                    Force::Overridable,
+                    subject,
+                    what,
+                    "see what it waits for: /proc/PID/stack",
+                );
             }
             'T' if stopped < states.len() => {
                 let what = "it is stopped while other threads of the process run".to_owned();
@@ -60,7 +66,13 @@ fn one(process: &Process, report: &mut Report) {
     let locked: u64 = process.status.number("VmLck").unwrap_or(0);
     if locked > 0 {
         let what = format!("{locked} KiB are locked in memory, as they must be at the destination");
-        say(Severity::Notes, Force::Overridable, Subject::Process, what, "see that RLIMIT_MEMLOCK allows it there");
+        say(
+            Severity::Notes,
+            Force::Overridable,
+            Subject::Process,
+            what,
+            "see that RLIMIT_MEMLOCK allows it there",
+        );
     }
     let huge: u64 = process.status.number("HugetlbPages").unwrap_or(0);
     if huge > 0 {
