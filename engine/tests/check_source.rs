@@ -96,7 +96,9 @@ impl Subjected {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        let found = check_source(self.pid(), &SourceOptions::default());
+        // CRIU's own default for deleted files, as `dumps` uses it.
+        let options = SourceOptions { ghost_limit: Bytes(1 << 20), ..SourceOptions::default() };
+        let found = check_source(self.pid(), &options);
         for finding in &found {
             println!("{finding}");
         }
@@ -229,8 +231,7 @@ fn a_large_deleted_file_blocks_unless_the_limit_allows_it() {
     let subjected = plain("deleted");
     one_block(&subjected, "deleted file");
     assert_ne!(subjected.dumps(), Some(true));
-    let options = SourceOptions { ghost_limit: Bytes(64 << 20), ..SourceOptions::default() };
-    assert!(blocks(&check_source(subjected.pid(), &options)).is_empty());
+    assert!(blocks(&check_source(subjected.pid(), &SourceOptions::default())).is_empty());
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn memory(offer: &Offer, here: &LocalFacts, found: &mut Vec<Finding>) {
         blocks(found, Force::Overridable, what, "free memory here");
     }
     if let Ok(room) = nix::sys::statvfs::statvfs(&here.state) {
-        let free = room.blocks_available() as u64 * room.fragment_size() as u64;
+        let free = room.blocks_available().saturating_mul(room.fragment_size());
         if free < STATE_ROOM {
             let what = format!("{} are free in {}", Bytes(free), here.state.display());
             blocks(found, Force::Overridable, what, "free some, or name another directory with --state");

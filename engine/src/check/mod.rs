@@ -46,7 +46,7 @@ impl Default for SourceOptions {
         SourceOptions {
             tcp: TcpMode::Established,
             move_address: None,
-            ghost_limit: Bytes(1 << 20),
+            ghost_limit: Bytes(u64::from(crate::target::process::GHOST_LIMIT)),
             external_unix: ExternalUnix::Refused,
         }
     }
