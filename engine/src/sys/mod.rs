@@ -13,5 +13,6 @@ pub mod pidfd;
 pub mod process_memory;
 pub mod procfs;
 pub mod ptrace;
+pub mod socket_name;
 pub mod uffd_fill;
 pub mod userfaultfd;

@@ -1,0 +1,49 @@
+//! Pipes, FIFOs and log files that processes outside the tree hold too.
+
+use super::{Report, subject};
+use crate::check::finding::{Force, Severity};
+use crate::check::proc::fields::Stat;
+use crate::check::proc::numbers;
+use crate::check::proc::tree::{Descriptor, Tree};
+use std::collections::HashMap;
+
+pub(super) fn check(tree: &Tree, report: &mut Report) {
+    let wanted = |descriptor: &Descriptor| {
+        descriptor.link.starts_with("pipe:[")
+            || descriptor.is(libc::S_IFIFO)
+            || (descriptor.is(libc::S_IFREG) && descriptor.writable && descriptor.links > 0)
+    };
+    let mut shared: HashMap<&str, Option<i32>> = tree
+        .descriptors()
+        .filter(|(_, descriptor)| wanted(descriptor))
+        .map(|(_, descriptor)| (descriptor.link.as_str(), None))
+        .collect();
+    if shared.is_empty() {
+        return;
+    }
+    for pid in numbers("/proc").into_iter().filter(|pid| !tree.has(*pid)) {
+        for fd in numbers(format!("/proc/{pid}/fd")) {
+            let Ok(link) = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")) else { continue };
+            if let Some(holder) = link.to_str().and_then(|link| shared.get_mut(link)) {
+                holder.get_or_insert(pid);
+            }
+        }
+    }
+    for (process, descriptor) in tree.descriptors().filter(|(_, descriptor)| wanted(descriptor)) {
+        let Some(Some(holder)) = shared.get(descriptor.link.as_str()) else { continue };
+        let name = Stat::of(&format!("/proc/{holder}/stat")).map_or_else(String::new, |stat| stat.comm);
+        let (severity, what, advice) = if descriptor.is(libc::S_IFIFO) {
+            let what = format!(
+                "process {holder} ({name}), outside the tree, holds this pipe too; it is cut by the move"
+            );
+            (Severity::Blocks, what, "start the program with this descriptor closed, or redirected to a file")
+        } else {
+            let what = format!(
+                "process {holder} ({name}), outside the tree, has this file open too; \
+                 if it grows between dump and restore, the restore fails"
+            );
+            (Severity::Risks, what, "let both use a file of their own")
+        };
+        report.add(severity, Force::Overridable, process, subject(descriptor), what, advice);
+    }
+}
