@@ -89,16 +89,10 @@ impl QuicListener {
                                 link(name, vec![connection], (send, recv), more, &options, vec![endpoint]);
                             let _ = found.send(Box::new(link)).await;
                         }
-                        FURTHER => {
-                            let sender = lock(&waiting)
-                                .get(&token)
-                                .filter(|entry| entry.0 == fingerprint)
-                                .map(|e| e.1.clone());
-                            match sender {
-                                Some(sender) => drop(sender.send(connection).await),
-                                None => connection.close(1u32.into(), b"no such link"),
-                            }
-                        }
+                        FURTHER => match link_of(&waiting, token, fingerprint).await {
+                            Some(sender) => drop(sender.send(connection).await),
+                            None => connection.close(1u32.into(), b"no such link"),
+                        },
                         _ => connection.close(1u32.into(), b"unknown preamble"),
                     }
                 });
@@ -129,6 +123,19 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn remember(waiting: &Waiting, token: Token, fingerprint: Fingerprint, further: mpsc::Sender<Connection>) {
     lock(waiting).insert(token, (fingerprint, further));
+}
+
+/// The link that this token names, if it is this peer's. The link's own first
+/// packets may come later than those of its further connections.
+async fn link_of(waiting: &Waiting, token: Token, peer: Fingerprint) -> Option<mpsc::Sender<Connection>> {
+    for _ in 0..50 {
+        let known = lock(waiting).get(&token).cloned();
+        if let Some((owner, link)) = known {
+            return (owner == peer).then_some(link);
+        }
+        tokio::time::sleep(HANDSHAKE / 100).await;
+    }
+    None
 }
 
 /// Completes the handshake and reads the preamble.
@@ -201,6 +208,8 @@ fn link(
     options: &LinkOptions,
     endpoints: Vec<Endpoint>,
 ) -> QuicLink {
+    let (send, recv) = control;
+    let said = Arc::new(tokio::sync::Mutex::new(send));
     let (found, incoming) = mpsc::channel(64);
     for connection in connections.clone() {
         tokio::spawn(gather(connection, found.clone()));
@@ -219,7 +228,8 @@ fn link(
     QuicLink {
         peer,
         connections,
-        control: tokio::sync::Mutex::new(Some(control)),
+        control: tokio::sync::Mutex::new(Some((Arc::clone(&said), recv))),
+        said,
         incoming: tokio::sync::Mutex::new(incoming),
         compression: options.compression,
         limiter: options.limiter.clone(),

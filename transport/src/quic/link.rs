@@ -15,6 +15,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+/// How long a close waits for the peer to have what was said before: `Abort` or
+/// `Resumed` followed by a close must arrive, and QUIC's close drops what is
+/// still on its way.
+const FLUSH: Duration = Duration::from_secs(2);
+/// How long the reason of a close may come after the end of the control stream.
+const REASON: Duration = Duration::from_secs(3);
+/// How long a close may take to leave this host.
+const PARTING: Duration = Duration::from_millis(500);
 
 /// A link over QUIC.
 pub(super) struct QuicLink {
@@ -22,7 +32,9 @@ pub(super) struct QuicLink {
     /// Connections that take page streams in turn, the first being the control
     /// stream's.
     pub(super) connections: Vec<Connection>,
-    pub(super) control: Mutex<Option<(SendStream, RecvStream)>>,
+    pub(super) control: Mutex<Option<(Arc<Mutex<SendStream>>, RecvStream)>>,
+    /// The control stream's outgoing half once more: a close flushes it.
+    pub(super) said: Arc<Mutex<SendStream>>,
     /// Page streams of all connections, as the peer opens them.
     pub(super) incoming: Mutex<mpsc::Receiver<Result<RecvStream, ConnectionError>>>,
     pub(super) compression: Compression,
@@ -45,7 +57,8 @@ impl Link for QuicLink {
             .await
             .take()
             .ok_or_else(|| LinkError::Local("the control stream is taken".into()))?;
-        Ok((Box::new(Sender(send)), Box::new(Receiver { stream: recv, buffer: BytesMut::new() })))
+        let connection = self.connections[0].clone();
+        Ok((Box::new(Sender(send)), Box::new(Receiver { stream: recv, buffer: BytesMut::new(), connection })))
     }
 
     async fn open_pages(&self) -> Result<Box<dyn PageSender>, LinkError> {
@@ -63,23 +76,38 @@ impl Link for QuicLink {
     }
 
     async fn close(&self, reason: &str) {
+        if self.connections[0].close_reason().is_none() {
+            let _ = timeout(FLUSH, self.flush()).await;
+        }
         for connection in &self.connections {
             connection.close(VarInt::from_u32(0), reason.as_bytes());
         }
         // Lets the last packets go before the process may end.
         for endpoint in &self._endpoints {
-            let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
+            let _ = timeout(PARTING, endpoint.wait_idle()).await;
         }
     }
 }
 
-struct Sender(SendStream);
+impl QuicLink {
+    /// Ends the outgoing half of the control stream and waits until the peer has
+    /// acknowledged all of it, or has gone.
+    async fn flush(&self) {
+        let mut said = self.said.lock().await;
+        // Already finished: it may still be on its way.
+        let _ = said.finish();
+        let stopped = said.stopped();
+        let _ = stopped.await;
+    }
+}
+
+struct Sender(Arc<Mutex<SendStream>>);
 
 #[async_trait]
 impl ControlSender for Sender {
     async fn send(&mut self, message: &Message) -> Result<(), LinkError> {
         let bytes = codec::encode(message).map_err(|error| LinkError::Local(error.to_string()))?;
-        self.0.write_chunk(bytes).await.map_err(write_lost)
+        self.0.lock().await.write_chunk(bytes).await.map_err(write_lost)
     }
 }
 
@@ -88,6 +116,7 @@ struct Receiver {
     /// Bytes that came and are not a whole message yet: kept here, not in the
     /// future, so that dropping the future loses nothing.
     buffer: BytesMut,
+    connection: Connection,
 }
 
 #[async_trait]
@@ -101,7 +130,16 @@ impl ControlReceiver for Receiver {
             }
             match self.stream.read_chunk(64 << 10, true).await.map_err(read_lost)? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
-                None => return Err(LinkError::Closed("the control stream ended".into())),
+                None if !self.buffer.is_empty() => {
+                    return Err(LinkError::Protocol("the control stream ended within a message".into()));
+                }
+                // An orderly close ends the stream first; its reason follows.
+                None => {
+                    return Err(match timeout(REASON, self.connection.closed()).await {
+                        Ok(ended) => lost(ended),
+                        Err(_) => LinkError::Closed("the control stream ended".into()),
+                    });
+                }
             }
         }
     }

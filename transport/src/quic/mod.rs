@@ -5,6 +5,7 @@
 //! one, `tuning` has every number that bears on throughput, `limiter` the
 //! `--max-bandwidth`.
 
+pub mod bare;
 mod endpoint;
 pub mod identity;
 mod limiter;

@@ -100,7 +100,7 @@ impl Pairing {
             let incoming = self.endpoint.accept().await.ok_or_else(|| local("the endpoint was closed"))?;
             let tried = tokio::time::timeout(Duration::from_secs(10), self.hear(incoming)).await;
             if let Ok(Ok(Some(peer))) = tried {
-                self.endpoint.wait_idle().await;
+                let _ = tokio::time::timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
                 return Ok(peer);
             }
         }
@@ -119,10 +119,12 @@ impl Pairing {
         }
         let name = String::from_utf8_lossy(name).into_owned();
         let peer = Peer { name, fingerprint, role: Role::Sender };
-        self.trust.add(&peer).map_err(local)?;
-        send.write_all(b"paired").await.map_err(local)?;
-        let _ = send.finish();
-        connection.closed().await;
+        let peer = self.trust.add_paired(&peer).map_err(local)?;
+        // From here on it is done, and the code used up, whether or not the peer
+        // lives to hear it.
+        if send.write_all(b"paired").await.is_ok() && send.finish().is_ok() {
+            let _ = tokio::time::timeout(Duration::from_secs(3), connection.closed()).await;
+        }
         Ok(Some(peer))
     }
 }
@@ -156,9 +158,9 @@ pub async fn join(
         return Err(LinkError::Untrusted("the receiver did not accept the code".into()));
     }
     let peer = Peer { name: peer_name.to_owned(), fingerprint, role: Role::Receiver };
-    trust.add(&peer).map_err(local)?;
+    let peer = trust.add_paired(&peer).map_err(local)?;
     connection.close(0u32.into(), b"paired");
-    endpoint.wait_idle().await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
     Ok(peer)
 }
 

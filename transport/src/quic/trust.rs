@@ -18,6 +18,13 @@ pub enum Role {
     Both,
 }
 
+impl Role {
+    /// Whatever either allows.
+    pub fn and(self, other: Role) -> Role {
+        if self == other { self } else { Role::Both }
+    }
+}
+
 /// A peer that is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -106,9 +113,32 @@ impl Trust {
         Ok(peers)
     }
 
-    /// The peer with this fingerprint.
+    /// The peer with this fingerprint. Known under several names, it has the first
+    /// of them and all of their roles.
     pub fn find(&self, fingerprint: Fingerprint) -> Option<Peer> {
-        self.list().ok()?.into_iter().find(|peer| peer.fingerprint == fingerprint)
+        self.list().ok()?.into_iter().filter(|peer| peer.fingerprint == fingerprint).reduce(|first, more| {
+            let role = first.role.and(more.role);
+            Peer { role, ..first }
+        })
+    }
+
+    /// Adds what pairing found: a role that the peer already had under this name
+    /// stays, so that two hosts can be paired in both directions one after the
+    /// other; and a name that another peer has is never taken from it.
+    pub fn add_paired(&self, peer: &Peer) -> io::Result<Peer> {
+        let mut peer = peer.clone();
+        let known = self.list()?;
+        match known.iter().find(|known| known.name == peer.name) {
+            Some(same) if same.fingerprint == peer.fingerprint => peer.role = peer.role.and(same.role),
+            Some(_) => {
+                let digits = peer.fingerprint.to_string();
+                peer.name.truncate(64 - 9);
+                peer.name = format!("{}-{}", peer.name, &digits[..8]);
+            }
+            None => {}
+        }
+        self.add(&peer)?;
+        Ok(peer)
     }
 }
 
@@ -147,6 +177,21 @@ mod tests {
             let peer = Peer { name: name.into(), fingerprint: Fingerprint([7; 32]), role: Role::Both };
             assert!(Trust::open(state.path()).add(&peer).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn pairing_adds_roles_and_takes_no_name_away() {
+        let state = tempfile::tempdir().unwrap();
+        let trust = Trust::open(state.path());
+        let peer = |byte, role| Peer { name: "db".into(), fingerprint: Fingerprint([byte; 32]), role };
+        assert_eq!(trust.add_paired(&peer(1, Role::Sender)).unwrap(), peer(1, Role::Sender));
+        assert_eq!(trust.add_paired(&peer(1, Role::Sender)).unwrap(), peer(1, Role::Sender));
+        assert_eq!(trust.add_paired(&peer(1, Role::Receiver)).unwrap(), peer(1, Role::Both));
+        let other = trust.add_paired(&peer(2, Role::Sender)).unwrap();
+        assert_eq!(other.name, "db-02020202");
+        assert_eq!(trust.find(Fingerprint([1; 32])).unwrap(), peer(1, Role::Both));
+        trust.add(&Peer { name: "other-name".into(), ..peer(2, Role::Receiver) }).unwrap();
+        assert_eq!(trust.find(Fingerprint([2; 32])).unwrap().role, Role::Both);
     }
 
     #[test]

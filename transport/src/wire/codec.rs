@@ -150,7 +150,7 @@ fn encode_exact(message: &Message) -> Result<Bytes, CodecError> {
     if length > limit || image_part_too_long(message) {
         return Err(CodecError::TooLong { kind, length, limit });
     }
-    let crc = checksum(kind, &bytes[PREFIX_LEN..]);
+    let crc = checksum(kind as u8, &bytes[PREFIX_LEN..]);
     let mut prefix = &mut bytes[..PREFIX_LEN];
     prefix.put_u32_le(length as u32);
     prefix.put_u8(kind as u8);
@@ -177,7 +177,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Message>, CodecError> {
     }
     buffer.advance(PREFIX_LEN);
     let content = buffer.split_to(length);
-    if checksum(kind, &content) != crc {
+    if checksum(byte, &content) != crc {
         return Err(CodecError::Checksum(kind));
     }
     let message = decode_content(kind, &content)?;
@@ -210,9 +210,10 @@ fn decode_content(kind: MessageKind, content: &[u8]) -> Result<Message, CodecErr
     Ok(message)
 }
 
-fn checksum(kind: MessageKind, content: &[u8]) -> u32 {
+/// The prefix's checksum: of the kind byte and the content.
+pub fn checksum(kind: u8, content: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
-    crc.update(&[kind as u8]);
+    crc.update(&[kind]);
     crc.update(content);
     crc.finalize()
 }

@@ -9,7 +9,7 @@ fn totals() -> RoundTotals {
 }
 
 fn every_message() -> Vec<Message> {
-    let range = PageRange { start: PageAddr::from_index(0x7fff_1234_5), count: PageCount(12) };
+    let range = PageRange { start: PageAddr::from_index(0x7_fff1_2345), count: PageCount(12) };
     let offer = Offer {
         id: MigrationId(u128::MAX),
         target: "pid:4711 (redis-server)".into(),
@@ -101,7 +101,7 @@ fn framed(kind: MessageKind, content: &[u8]) -> BytesMut {
     let mut bytes = BytesMut::new();
     bytes.put_u32_le(content.len() as u32);
     bytes.put_u8(kind as u8);
-    bytes.put_u32_le(checksum(kind, content));
+    bytes.put_u32_le(checksum(kind as u8, content));
     bytes.put_slice(content);
     bytes
 }
