@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 mod abort;
+mod demo;
 pub mod hidden;
 mod identity;
 mod migrate;
@@ -39,6 +40,8 @@ pub struct Common {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Two hosts, a client and a workload on this machine: migrate, and print the report.
+    Demo(demo::Options),
     /// Move a running target to another host.
     Migrate(migrate::Options),
     /// Take migrations from other hosts.
@@ -59,6 +62,7 @@ pub enum Verb {
 
 pub fn run(verb: Verb) -> Result<End> {
     match verb {
+        Verb::Demo(options) => demo::run(options),
         Verb::Migrate(options) => migrate::run(options),
         Verb::Receive(options) => receive::run(options),
         Verb::Identity(options) => identity::run(options),
