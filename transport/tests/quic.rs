@@ -65,7 +65,7 @@ async fn messages_and_pages_arrive_over_every_stream_and_connection() {
     for (connections, compression) in
         [(1, Compression::Off), (3, Compression::Lz4), (2, Compression::Zstd), (1, Compression::Auto)]
     {
-        let (here, there, ..) = linked(options(connections, compression)).await;
+        let (here, there, _listener, _source, _destination) = linked(options(connections, compression)).await;
         let (mut say, mut hear) = here.control().await.unwrap();
         let (mut answer, mut listen) = there.control().await.unwrap();
         say.send(&Message::Freezing).await.unwrap();
@@ -150,7 +150,7 @@ async fn a_role_is_a_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_close_carries_its_reason_and_a_death_is_a_loss() {
-    let (here, there, ..) = linked(options(1, Compression::Off)).await;
+    let (here, there, _listener, _source, _destination) = linked(options(1, Compression::Off)).await;
     let (_say, mut hear) = here.control().await.unwrap();
     let (mut answer, _listen) = there.control().await.unwrap();
     answer.send(&Message::KeepAlive).await.unwrap();

@@ -15,8 +15,9 @@
 //! before a byte of content is awaited or a buffer for it is made. Inside the
 //! content bincode's own limit is the same number: no string or byte array can
 //! claim more, and the elements of other lists are read one by one, so that
-//! memory follows the bytes that really came (at most 16 bytes of memory for a
-//! byte of input, with empty strings and smallest ranges).
+//! memory follows the bytes that really came. By the sizes of the types the worst
+//! are empty strings (1 byte becomes 24) and smallest ranges (2 become 16), twice
+//! that where a growing list has spare room.
 
 use super::control::{MAX_IMAGE_PART, Message};
 use bincode::config::standard;
