@@ -95,6 +95,8 @@ fn once(options: &Options, strategy: &str) -> Result<Run> {
     let (source, destination) = (lab.source(), lab.destination());
     pair(source, &lab.shared().join("source"), destination, &lab.shared().join("destination"))?;
     source.add_address(IpAddr::V4(SERVICE), 24)?;
+    // Both hosts number from 1: the workload must have numbers that are free there.
+    source.run(Program::shell("echo 4000 > /proc/sys/kernel/ns_last_pid"))?;
     let own = std::env::current_exe()?.display().to_string();
     let service = SocketAddr::from((SERVICE, PORT));
 
