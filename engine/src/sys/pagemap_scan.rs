@@ -143,11 +143,16 @@ impl Scanner {
             return Err(io::Error::last_os_error());
         }
         let found = (found as usize).min(self.regions.len());
+        // The kernel fills its own buffer of 512 regions again and again, and, when
+        // the last time did not fill it (seen with Linux 6.18), leaves `walk_end`
+        // where the time before had ended: short of regions that it reported and
+        // protected. Going on from there would find them a second time.
+        let reported = self.regions[..found].last().map_or(0, |last| last.end);
+        let next = argument.walk_end.max(reported);
         // A kernel that gets nowhere must not make us spin, nor skip.
-        if argument.walk_end <= range.start && range.start < range.end {
+        if next <= range.start && range.start < range.end {
             return Err(io::Error::other("PAGEMAP_SCAN got nowhere"));
         }
-        let next = argument.walk_end;
         Ok((&self.regions[..found], next))
     }
 }

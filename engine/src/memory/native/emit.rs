@@ -110,11 +110,10 @@ impl<'a> Emitter<'a> {
             self.queue.push(Piece { range: at..at + length, access });
             self.queued += length as usize;
             at += length;
-            if self.queued + self.buffer.filled() == BUFFER || self.queue.len() == MAX_PIECES {
-                if let Err(cause) = self.read_queue() {
-                    self.owed.add(at..range.end);
-                    return Err(cause);
-                }
+            let full = self.queued + self.buffer.filled() == BUFFER || self.queue.len() == MAX_PIECES;
+            if full && let Err(cause) = self.read_queue() {
+                self.owed.add(at..range.end);
+                return Err(cause);
             }
         }
         Ok(())

@@ -51,6 +51,9 @@ impl Owed {
     /// a normalized set.
     pub fn split(&self, range: &Range<u64>) -> Vec<(Range<u64>, Standing)> {
         let mut parts = Vec::new();
+        if range.is_empty() {
+            return parts;
+        }
         let mut at = range.start;
         let first = self.ranges.partition_point(|owed| owed.end <= range.start);
         for owed in self.ranges[first..].iter().take_while(|owed| owed.start < range.end) {

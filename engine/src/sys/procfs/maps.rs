@@ -166,7 +166,9 @@ mod tests {
     #[test]
     fn the_own_mappings_parse() {
         let own = std::process::id() as i32;
-        assert!(Mappings::of(own).unwrap().map(|mapping| mapping.unwrap()).count() > 5);
+        let mappings: Vec<_> = Mappings::of(own).unwrap().collect::<io::Result<_>>().unwrap();
+        assert!(mappings.len() > 5);
+        assert!(mappings.is_sorted_by_key(|mapping| mapping.range.start));
     }
 
     proptest! {
