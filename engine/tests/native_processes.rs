@@ -37,6 +37,9 @@ fn children_between_rounds() {
     // One dies, one is born and never followed before the freeze.
     let dead = pids.remove(1);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(dead), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("it is dead", || {
+        ferry_engine::sys::procfs::stat::of(dead).is_ok_and(|stat| stat.state.is_dead())
+    });
     let scan = round(&mut source, &mut store, 4);
     assert!(scan.notes.iter().any(|note| note.contains(&format!("process {dead} exited"))), "{scan:?}");
     pids.push(workload.tell("fork").parse().unwrap());
@@ -53,8 +56,7 @@ fn another_program_is_another_space() {
     workload.tell("write a 0 300 1");
     let (mut source, mut store) = (workload.source(), Store::default());
     round(&mut source, &mut store, 0);
-    workload.send("exec");
-    workload.tell("hello");
+    workload.tell("exec");
     workload.tell("map a anonymous 300");
     workload.tell("write a 0 300 2");
     let scan = round(&mut source, &mut store, 1);
@@ -62,8 +64,7 @@ fn another_program_is_another_space() {
     workload.tell("write a 3 4 5");
     round(&mut source, &mut store, 2);
     // And once more, right before the freeze.
-    workload.send("exec");
-    workload.tell("hello");
+    workload.tell("exec");
     workload.tell("map a anonymous 20");
     workload.tell("write a 0 10 9");
     finish_and_compare(&mut source, &mut store, 3, &[workload.pid()]);

@@ -163,6 +163,37 @@ pub fn next_stop(tid: i32) -> io::Result<Option<Stop>> {
     }
 }
 
+/// Prepares this process for [`await_child_signal`], and to be quick: it keeps
+/// others waiting.
+pub fn prepare_tracer() {
+    let mut action: libc::sigaction =
+        // SAFETY: all zeroes are a sigaction: the default one, no flags.
+        unsafe { std::mem::zeroed() };
+    action.sa_sigaction = libc::SIG_DFL;
+    // SAFETY: `action` lives; the default action runs no code of ours. The rest
+    // are plain numbers. A refused priority only makes us slower.
+    unsafe {
+        libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut());
+        libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+    }
+}
+
+/// Waits until a traced thread stopped, or `patience` is over. SIGCHLD must be
+/// blocked and not be ignored.
+pub fn await_child_signal(patience: std::time::Duration) {
+    let timeout = libc::timespec {
+        tv_sec: patience.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(patience.subsec_nanos() as i32),
+    };
+    // SAFETY: the set is initialized by sigemptyset; all pointers are to locals.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigtimedwait(&raw const set, ptr::null_mut(), &raw const timeout);
+    }
+}
+
 fn classify(status: i32) -> Stop {
     if !libc::WIFSTOPPED(status) {
         return Stop::Exited;

@@ -56,7 +56,7 @@ impl Workload {
 
     pub fn commanded() -> Workload {
         let mut workload = Workload::start(&["workload"]);
-        workload.tell("hello");
+        assert_eq!(workload.line(), "ok");
         workload
     }
 

@@ -39,6 +39,8 @@ struct Workload {
 pub fn serve() {
     let mut workload = Workload::default();
     let mut line = String::new();
+    // The answer to being started, by a test or by `exec`.
+    println!("ok");
     loop {
         line.clear();
         if io::stdin().lock().read_line(&mut line).unwrap_or(0) == 0 {
@@ -188,6 +190,8 @@ pub fn sleep_in(call: &str) {
     const MILLISECONDS: i32 = 20;
     let (reader, mut writer) = io::pipe().expect("a pipe");
     let over = Arc::new(AtomicBool::new(false));
+    // Held, so that the pipe is neither readable nor hung up.
+    let _held = writer.try_clone().expect("a descriptor");
     let feeder = (call == "read").then(|| {
         let over = over.clone();
         std::thread::spawn(move || {
@@ -215,6 +219,7 @@ pub fn sleep_in(call: &str) {
         let slept = started.elapsed();
         if status != expected || (call != "read" && slept < Duration::from_millis(MILLISECONDS as u64)) {
             println!("wrong: turn {turns}: status {status}, slept {slept:?}");
+            eprintln!("wrong: {call} turn {turns}: status {status}, slept {slept:?}");
             std::process::exit(1);
         }
         turns += 1;

@@ -84,7 +84,10 @@ impl NativeSource {
 
     /// Makes the list of spaces that of the processes: forgets what is gone, adds
     /// what is new, not followed yet.
-    fn match_spaces(&mut self, live: &[(i32, Stat)], notes: &mut Notes) {
+    /// Tells the processes that are known but not as they are now: they run another
+    /// program, or are about to be gone.
+    fn match_spaces(&mut self, live: &[(i32, Stat)], notes: &mut Notes) -> Vec<i32> {
+        let mut changed = Vec::new();
         let mut old = std::mem::take(&mut self.spaces);
         for (pid, stat) in live {
             let identity = Identity::of(stat);
@@ -92,9 +95,7 @@ impl NativeSource {
             match known {
                 Some(space) if space.is_of(*pid, identity) => self.spaces.push(space),
                 other => {
-                    if other.is_some() {
-                        notes.add(format!("process {pid} ({}) is running another program now", stat.name));
-                    }
+                    changed.extend(other.map(|space| space.pid));
                     let id = SpaceId(self.next_space);
                     self.next_space += 1;
                     let (tracking, age, owed) = (Tracking::Pending, Age::Fresh, Owed::default());
@@ -105,12 +106,14 @@ impl NativeSource {
         for space in old {
             notes.add(format!("process {} exited", space.pid));
         }
+        changed
     }
 
     /// Brings pending spaces under tracking.
     fn follow_pending(
         &mut self,
         live: &[(i32, Stat)],
+        changed: &[i32],
         refusal: Refusal,
         scan: &mut RoundScan,
         notes: &mut Notes,
@@ -130,8 +133,12 @@ impl NativeSource {
                     scan.injected += 1;
                     scan.frozen = scan.frozen.max(stopped);
                     self.spaces[at].tracking = Tracking::Followed(tracking);
+                    if changed.contains(&pid) {
+                        notes.add(format!("process {pid} is running another program now"));
+                    }
                 }
-                Err(InjectionError::Exited) => {}
+                // The next round will not see it.
+                Err(InjectionError::Exited) => notes.add(format!("process {pid} exited")),
                 Err(InjectionError::NotNow(why)) => {
                     notes.add(format!("process {pid} is not followed yet: {why}"));
                 }
@@ -233,9 +240,9 @@ impl MemorySource for NativeSource {
         let mut notes = Notes::default();
         let mut untracked = Untracked::default();
         let live = self.live_processes()?;
-        self.match_spaces(&live, &mut notes);
+        let changed = self.match_spaces(&live, &mut notes);
         let refusal = if round == Round(0) { Refusal::IsAnError } else { Refusal::IsNoted };
-        self.follow_pending(&live, refusal, &mut scan, &mut notes)?;
+        self.follow_pending(&live, &changed, refusal, &mut scan, &mut notes)?;
         for at in 0..self.spaces.len() {
             match self.sweep_space(at, round, sink, &mut scan, &mut untracked) {
                 Ok(()) => {}

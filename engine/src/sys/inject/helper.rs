@@ -7,6 +7,7 @@ use crate::sys::pidfd::{PidFd, Whose};
 use crate::sys::process_memory::MemoryFile;
 use crate::sys::procfs::maps::{Backing, Mappings, Permission};
 use crate::sys::procfs::{self, status};
+use crate::sys::ptrace;
 use crate::sys::userfaultfd::CREATION_FLAGS;
 use nix::sys::signal::SigSet;
 use std::io;
@@ -26,6 +27,7 @@ const SEARCHED: u64 = 64 << 20;
 pub fn helper_main(pid: &str) -> ! {
     // Ctrl-C reaches the whole foreground group; nothing may end us half-way.
     let _ = SigSet::all().thread_block();
+    ptrace::prepare_tracer();
     let outcome = match pid.parse() {
         Ok(pid) => take_userfaultfd(pid),
         Err(_) => Err(InjectionError::Refused(format!("{pid} is not a process number"))),

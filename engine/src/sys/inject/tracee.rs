@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const TO_STOP: Duration = Duration::from_millis(500);
 /// How long an injected call may take before we ask again; it never blocks.
 const TO_RETURN: Duration = Duration::from_secs(5);
+/// How long we sleep at most between two looks.
+const CHECKED_ANYWAY: Duration = Duration::from_millis(50);
 /// How often we ask again.
 const ASKED_AGAIN: usize = 10;
 
@@ -42,9 +44,11 @@ impl Tracee {
             }
             Err(_) => ptrace::seize(tid, options).map_err(|cause| from_ptrace("PTRACE_SEIZE", &cause))?,
         }
-        let since = Instant::now();
         ptrace::interrupt(tid).map_err(|cause| from_ptrace("PTRACE_INTERRUPT", &cause))?;
         wait_for_trap(tid, TO_STOP)?;
+        // Not from the request on: until now it was running, or waiting for a
+        // processor as it would have without us.
+        let since = Instant::now();
         match take_state(pid, tid, instruction) {
             Ok((registers, signal_mask)) => Ok(Tracee { tid, instruction, registers, signal_mask, since }),
             Err(why) => {
@@ -198,18 +202,16 @@ fn wait_patiently(tid: i32) -> Result<Stop, InjectionError> {
 }
 
 fn wait(tid: i32, deadline: Instant) -> Result<Option<Stop>, InjectionError> {
-    for turn in 0u32.. {
+    loop {
+        // Every stop of a traced thread raises SIGCHLD here, which is blocked and
+        // so stays pending: none can be missed between the two calls.
         let stop = ptrace::next_stop(tid).map_err(|cause| from_ptrace("waitpid", &cause))?;
-        if stop.is_some() || Instant::now() >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if stop.is_some() || left.is_zero() {
             return Ok(stop);
         }
-        if turn < 50 {
-            std::thread::yield_now();
-        } else {
-            std::thread::sleep(Duration::from_micros(if turn < 500 { 20 } else { 1000 }));
-        }
+        ptrace::await_child_signal(left.min(CHECKED_ANYWAY));
     }
-    Ok(None)
 }
 
 /// ptrace says ESRCH when the thread was killed under our hands.
