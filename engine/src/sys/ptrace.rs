@@ -170,11 +170,13 @@ pub fn prepare_tracer() {
         // SAFETY: all zeroes are a sigaction: the default one, no flags.
         unsafe { std::mem::zeroed() };
     action.sa_sigaction = libc::SIG_DFL;
-    // SAFETY: `action` lives; the default action runs no code of ours. The rest
-    // are plain numbers. A refused priority only makes us slower.
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: both structures live; the default action runs no code of ours. A
+    // refused priority only makes us slower. (Not a nice value: that counts only
+    // among the processes of one session, where the kernel groups by session.)
     unsafe {
         libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut());
-        libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+        libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority);
     }
 }
 
