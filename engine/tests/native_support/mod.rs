@@ -109,10 +109,13 @@ pub fn source_of(pid: i32) -> NativeSource {
     NativeSource::new(Box::new(DescendantSet::of(pid).expect("it lives")), PathBuf::from(HELPER))
 }
 
-/// Keeps the last content of every page; `None` is zeroes. Checks chunks on the way.
+/// When a page was read, and what it held; `None` is zeroes.
+type StoredPage = (Round, Option<Box<[u8]>>);
+
+/// Keeps the last content of every page. Checks chunks on the way.
 #[derive(Default)]
 pub struct Store {
-    pub pages: HashMap<(SpaceId, u64), (Round, Option<Box<[u8]>>)>,
+    pub pages: HashMap<(SpaceId, u64), StoredPage>,
     /// Closes after so many chunks.
     pub patience: Option<usize>,
     pub received: u64,
