@@ -130,35 +130,47 @@ impl Space {
         }
     }
 
+    /// Brings the page that is waited for, then the rest of its block.
     fn fault(&self, address: u64) -> io::Result<()> {
         self.totals.faults.fetch_add(1, Ordering::Relaxed);
         let page = PageAddr::containing(address).address();
         let size = PAGE_SIZE as u64;
         let wanted = self.pending().take_within(page, page + size, size);
-        let Some(wanted) = wanted else {
-            return match self.uffd.zero(page, size)? {
-                Filled::SpaceGone => {
-                    self.space_gone();
-                    Ok(())
-                }
-                Filled::All => Ok(()),
-                // There already, or the mapping is changing: let it fault again.
-                _ => {
-                    self.uffd.wake(page, size);
-                    Ok(())
-                }
-            };
+        let step = match wanted {
+            Some(wanted) => self.bring(wanted, Arena::Keep)?,
+            None => self.zero(page)?,
         };
-        if self.bring(wanted, Arena::Keep)? == Step::Blocked {
+        if step != Step::Progress {
+            // It faults again, and by then the change has been read.
             self.uffd.wake(page, size);
             return Ok(());
         }
         let block = page / AROUND * AROUND;
         let around = self.pending().take_range(block, block + AROUND);
+        let mut all = true;
         for piece in around {
-            self.bring(piece, Arena::Keep)?;
+            all &= self.bring(piece, Arena::Keep)? == Step::Progress;
+        }
+        // What still lacks in the block is in no plan, so it is zero.
+        if all && !self.pending().has_any(block, block + AROUND) {
+            for page in (block..block + AROUND).step_by(PAGE_SIZE) {
+                self.zero(page)?;
+            }
         }
         Ok(())
+    }
+
+    /// Lets a page that no plan has read as zeroes.
+    fn zero(&self, page: u64) -> io::Result<Step> {
+        match self.uffd.zero(page, PAGE_SIZE as u64)? {
+            Filled::All => Ok(Step::Progress),
+            Filled::SpaceGone => {
+                self.space_gone();
+                Ok(Step::Complete)
+            }
+            // There already, or not ours, or changing.
+            _ => Ok(Step::Blocked),
+        }
     }
 
     /// Copies a piece. What could not be copied for now is pending again.

@@ -50,6 +50,11 @@ impl Pending {
         self.pieces.values().map(|(len, _)| len / PAGE_SIZE as u64).sum()
     }
 
+    /// Whether any page within `start..end` is pending.
+    pub(super) fn has_any(&self, start: u64, end: u64) -> bool {
+        self.pieces.range(..end).next_back().is_some_and(|(at, (len, _))| at + len > start)
+    }
+
     pub(super) fn put(&mut self, piece: Piece) {
         self.pieces.insert(piece.address, (piece.len, piece.offset));
     }
