@@ -232,7 +232,7 @@ fn strip(
             let runs: Vec<Run> = runs.collect();
             let data = content.chunks(PAGE_SIZE).zip(&runs).filter(|(_, run)| run.kind == RunKind::Data);
             let data = Bytes::from(data.flat_map(|(content, _)| content.to_vec()).collect::<Vec<u8>>());
-            let round = Round(u32::from(address % (1 << 21) == 0));
+            let round = Round(u32::from(address.is_multiple_of(1 << 21)));
             store.put(&PageChunk { space, round, runs, data }).unwrap();
         }
         if keep(entry.vaddr) {

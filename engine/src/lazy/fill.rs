@@ -94,8 +94,28 @@ impl Space {
         if self.gone.load(Ordering::Acquire) {
             return Ok(Step::Complete);
         }
-        let Some(piece) = self.pending().take_next(BATCH) else { return Ok(Step::Complete) };
-        self.bring(piece, Arena::Release)
+        let Some(batch) = self.pending().take_next(BATCH) else { return Ok(Step::Complete) };
+        // A span is freed as a whole, and so may be mapped as a whole: filling its
+        // holes costs nothing that lasts.
+        let span = batch.span.filter(|_| !self.shared.load(Ordering::Acquire));
+        let arena = if span.is_some() { Arena::Keep } else { Arena::Release };
+        span.iter().for_each(|&(offset, len)| self.arena.populate(offset, len));
+        let mut pieces = batch.pieces.iter();
+        for &piece in pieces.by_ref() {
+            let step = self.bring(piece, arena);
+            if !matches!(step, Ok(Step::Progress)) {
+                let mut pending = self.pending();
+                pieces.for_each(|&piece| pending.put(piece));
+                return step;
+            }
+        }
+        if let (Some((offset, len)), Some(first), Some(last)) =
+            (span, batch.pieces.first(), batch.pieces.last())
+            && !self.pending().has_any(first.address, last.address + last.len)
+        {
+            self.arena.punch(offset, len)?;
+        }
+        Ok(Step::Progress)
     }
 
     /// Reads and applies what happened; returns the children that were forked.
@@ -177,7 +197,9 @@ impl Space {
     fn bring(&self, piece: Piece, arena: Arena) -> io::Result<Step> {
         let source = self.arena.address(piece.offset, piece.len);
         let source = source.ok_or_else(|| io::Error::other("the plan points outside the arena"))?;
-        self.arena.populate(piece.offset, piece.len);
+        if arena == Arena::Release {
+            self.arena.populate(piece.offset, piece.len);
+        }
         let (mut rest, mut whole) = (Some(piece), true);
         while let Some(now) = rest {
             let src = source + (now.offset - piece.offset);
