@@ -106,13 +106,12 @@ impl Space {
             if !matches!(step, Ok(Step::Progress)) {
                 let mut pending = self.pending();
                 pieces.for_each(|&piece| pending.put(piece));
+                pending.settle(&batch);
                 return step;
             }
         }
-        if let (Some((offset, len)), Some(first), Some(last)) =
-            (span, batch.pieces.first(), batch.pieces.last())
-            && !self.pending().has_any(first.address, last.address + last.len)
-        {
+        let settled = self.pending().settle(&batch);
+        if let (Some((offset, len)), true) = (span, settled) {
             self.arena.punch(offset, len)?;
         }
         Ok(Step::Progress)

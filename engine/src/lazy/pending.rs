@@ -34,15 +34,19 @@ pub(super) struct Pending {
     /// Whether any page moved since: neighbours here need not be neighbours in the
     /// arena any more.
     moved: bool,
+    /// The batches that are on their way: number, first and last address.
+    under_way: Vec<(u64, u64, u64)>,
+    batches: u64,
 }
 
 /// Pieces to be brought at once.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) pieces: Vec<Piece>,
-    /// The span of the arena from the first piece to the last, if nothing that is
-    /// still pending lies between.
+    /// The span of the arena from the first piece to the last, if what lies between
+    /// belongs between them in the address space too.
     pub(super) span: Option<(u64, u64)>,
+    number: u64,
 }
 
 impl Pending {
@@ -54,7 +58,7 @@ impl Pending {
             }
             Content::Zero => None,
         });
-        Pending { pieces: pieces.collect(), hot: hot.iter().copied().collect(), moved: false }
+        Pending { pieces: pieces.collect(), hot: hot.iter().copied().collect(), ..Pending::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -87,7 +91,7 @@ impl Pending {
     pub(super) fn take_next(&mut self, max: u64) -> Option<Batch> {
         while let Some(range) = self.hot.front().copied() {
             if let Some(piece) = self.take_within(range.start.address(), range.end(), max) {
-                return Some(Batch { pieces: vec![piece], span: None });
+                return Some(self.under_way(vec![piece], None));
             }
             self.hot.pop_front();
         }
@@ -106,7 +110,27 @@ impl Pending {
             last = next;
         }
         let span = (!self.moved).then_some((first.offset, last.offset + last.len - first.offset));
-        Some(Batch { pieces, span })
+        Some(self.under_way(pieces, span))
+    }
+
+    fn under_way(&mut self, pieces: Vec<Piece>, span: Option<(u64, u64)>) -> Batch {
+        self.batches += 1;
+        if let (Some(first), Some(last)) = (pieces.first(), pieces.last()) {
+            self.under_way.push((self.batches, first.address, last.address + last.len));
+        }
+        Batch { pieces, span, number: self.batches }
+    }
+
+    /// Notes that a batch is no longer on its way. True if nothing between its
+    /// first and last page is needed any more: neither pending nor in a batch of
+    /// another thread, which may have begun with what a third put back.
+    pub(super) fn settle(&mut self, batch: &Batch) -> bool {
+        let Some(index) = self.under_way.iter().position(|(number, ..)| *number == batch.number) else {
+            return false;
+        };
+        let (_, start, end) = self.under_way.swap_remove(index);
+        let crossed = self.under_way.iter().any(|&(_, from, to)| from < end && start < to);
+        !crossed && !self.has_any(start, end)
     }
 
     /// Takes the first piece within `start..end`, cut to `max` bytes.
