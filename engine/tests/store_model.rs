@@ -184,3 +184,36 @@ fn names_what_is_missing() {
         other => panic!("{other}"),
     }
 }
+
+/// `cargo test --release -p ferry-engine --test store_model measure -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn measure() {
+    for streams in [1u64, 2] {
+        let store = PageStore::new(units::Bytes(2 << 30)).unwrap();
+        let sample = chunk(0, 0, &[(0, 256, RunKind::Data)]);
+        let began = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            for stream in 0..streams {
+                let (store, sample) = (&store, &sample);
+                scope.spawn(move || {
+                    for number in (stream..1024).step_by(streams as usize) {
+                        let mut chunk = sample.clone();
+                        chunk.runs[0].start = PageAddr::from_index(number * 256);
+                        store.put(&chunk).unwrap();
+                    }
+                });
+            }
+        });
+        let inserted = began.elapsed();
+        let present = vec![range(0, 1024 * 256)];
+        let began = std::time::Instant::now();
+        let sealed = store.seal(&[FinalSpace { space: SpaceId(0), image_pid: 1, present }]).unwrap();
+        println!(
+            "{streams} stream(s): 1 GiB in {inserted:?} ({}), sealed in {:?}, {} extents",
+            units::Bytes::GIB.per(inserted),
+            began.elapsed(),
+            sealed.spaces[0].extents.len()
+        );
+    }
+}

@@ -171,7 +171,7 @@ fn write_pages(images: &Path, pid: u32, ours: Vec<Piece>, arena: &File) -> Resul
     let map_name = format!("pagemap-{pid}.img");
     let bytes = tree::read(images, &map_name)?;
     let mut messages = Messages::of(&bytes, Kind::Pagemap).map_err(in_file(images, &map_name))?;
-    let head: Option<PagemapHead> = messages.next().map_err(in_file(images, &map_name))?;
+    let head: Option<PagemapHead> = messages.next_message().map_err(in_file(images, &map_name))?;
     let head = head.ok_or_else(|| ImageError::mismatch(pid, "its pagemap is empty"))?;
     let entries: Vec<PagemapEntry> = messages.rest().map_err(in_file(images, &map_name))?;
 

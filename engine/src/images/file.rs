@@ -5,7 +5,7 @@
 //! | 0x54564319 (u32) | kind (u32)     |  | len (u32)| message   |  … to the end
 //! +------------------+----------------+  +----------+-----------+
 //! ```
-//! Integers are little-endian. Nothing here trusts a length.
+//! `inventory.img` lacks the first word. Integers are little-endian. Nothing here trusts a length.
 
 use prost::Message;
 
@@ -70,17 +70,16 @@ pub struct Messages<'a> {
 impl<'a> Messages<'a> {
     /// Checks the file's head.
     pub fn of(bytes: &'a [u8], kind: Kind) -> Result<Messages<'a>, FormatError> {
-        let head: [u8; 8] =
-            bytes.get(..8).and_then(|head| head.try_into().ok()).ok_or(FormatError::Magic(kind))?;
-        if head == magic(kind) {
-            Ok(Messages { bytes, at: 8, index: 0 })
+        let head = magic(kind);
+        if bytes.starts_with(&head) {
+            Ok(Messages { bytes, at: head.len(), index: 0 })
         } else {
             Err(FormatError::Magic(kind))
         }
     }
 
     /// Decodes the next message; `None` at the end of the file.
-    pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, FormatError> {
+    pub fn next_message<M: Message + Default>(&mut self) -> Result<Option<M>, FormatError> {
         if self.at == self.bytes.len() {
             return Ok(None);
         }
@@ -103,7 +102,7 @@ impl<'a> Messages<'a> {
     /// All messages that are left.
     pub fn rest<M: Message + Default>(mut self) -> Result<Vec<M>, FormatError> {
         let mut messages = Vec::new();
-        while let Some(message) = self.next()? {
+        while let Some(message) = self.next_message()? {
             messages.push(message);
         }
         Ok(messages)
@@ -112,12 +111,12 @@ impl<'a> Messages<'a> {
 
 /// The one message of a file that holds one.
 pub fn single<M: Message + Default>(bytes: &[u8], kind: Kind) -> Result<M, FormatError> {
-    Messages::of(bytes, kind)?.next()?.ok_or(FormatError::Empty)
+    Messages::of(bytes, kind)?.next_message()?.ok_or(FormatError::Empty)
 }
 
 /// A file of `kind`, to which messages are appended.
 pub fn begin(kind: Kind) -> Vec<u8> {
-    magic(kind).to_vec()
+    magic(kind)
 }
 
 /// Appends a message to a file.
@@ -126,9 +125,8 @@ pub fn append(file: &mut Vec<u8>, message: &impl Message) {
     message.encode(file).expect("a vector grows as needed");
 }
 
-fn magic(kind: Kind) -> [u8; 8] {
-    let mut magic = [0; 8];
-    magic[..4].copy_from_slice(&COMMON_MAGIC.to_le_bytes());
-    magic[4..].copy_from_slice(&(kind as u32).to_le_bytes());
-    magic
+/// The inventory, which says what the others look like, has no common word.
+fn magic(kind: Kind) -> Vec<u8> {
+    let common = (kind != Kind::Inventory).then_some(COMMON_MAGIC);
+    common.into_iter().chain([kind as u32]).flat_map(u32::to_le_bytes).collect()
 }

@@ -94,8 +94,27 @@ impl Space {
         if self.gone.load(Ordering::Acquire) {
             return Ok(Step::Complete);
         }
-        let Some(piece) = self.pending().take_next(BATCH) else { return Ok(Step::Complete) };
-        self.bring(piece, Arena::Release)
+        let Some(batch) = self.pending().take_next(BATCH) else { return Ok(Step::Complete) };
+        // A span is freed as a whole, and so may be mapped as a whole: filling its
+        // holes costs nothing that lasts.
+        let span = batch.span.filter(|_| !self.shared.load(Ordering::Acquire));
+        let arena = if span.is_some() { Arena::Keep } else { Arena::Release };
+        span.iter().for_each(|&(offset, len)| self.arena.populate(offset, len));
+        let mut pieces = batch.pieces.iter();
+        for &piece in pieces.by_ref() {
+            let step = self.bring(piece, arena);
+            if !matches!(step, Ok(Step::Progress)) {
+                let mut pending = self.pending();
+                pieces.for_each(|&piece| pending.put(piece));
+                pending.settle(&batch);
+                return step;
+            }
+        }
+        let settled = self.pending().settle(&batch);
+        if let (Some((offset, len)), true) = (span, settled) {
+            self.arena.punch(offset, len)?;
+        }
+        Ok(Step::Progress)
     }
 
     /// Reads and applies what happened; returns the children that were forked.
@@ -130,42 +149,56 @@ impl Space {
         }
     }
 
+    /// Brings the page that is waited for, then the rest of its block.
     fn fault(&self, address: u64) -> io::Result<()> {
         self.totals.faults.fetch_add(1, Ordering::Relaxed);
         let page = PageAddr::containing(address).address();
         let size = PAGE_SIZE as u64;
         let wanted = self.pending().take_within(page, page + size, size);
-        let Some(wanted) = wanted else {
-            return match self.uffd.zero(page, size)? {
-                Filled::SpaceGone => {
-                    self.space_gone();
-                    Ok(())
-                }
-                Filled::All => Ok(()),
-                // There already, or the mapping is changing: let it fault again.
-                _ => {
-                    self.uffd.wake(page, size);
-                    Ok(())
-                }
-            };
+        let step = match wanted {
+            Some(wanted) => self.bring(wanted, Arena::Keep)?,
+            None => self.zero(page)?,
         };
-        if self.bring(wanted, Arena::Keep)? == Step::Blocked {
+        if step != Step::Progress {
+            // It faults again, and by then the change has been read.
             self.uffd.wake(page, size);
             return Ok(());
         }
         let block = page / AROUND * AROUND;
         let around = self.pending().take_range(block, block + AROUND);
+        let mut all = true;
         for piece in around {
-            self.bring(piece, Arena::Keep)?;
+            all &= self.bring(piece, Arena::Keep)? == Step::Progress;
+        }
+        // What still lacks in the block is in no plan, so it is zero.
+        if all && !self.pending().has_any(block, block + AROUND) {
+            for page in (block..block + AROUND).step_by(PAGE_SIZE) {
+                self.zero(page)?;
+            }
         }
         Ok(())
+    }
+
+    /// Lets a page that no plan has read as zeroes.
+    fn zero(&self, page: u64) -> io::Result<Step> {
+        match self.uffd.zero(page, PAGE_SIZE as u64)? {
+            Filled::All => Ok(Step::Progress),
+            Filled::SpaceGone => {
+                self.space_gone();
+                Ok(Step::Complete)
+            }
+            // There already, or not ours, or changing.
+            _ => Ok(Step::Blocked),
+        }
     }
 
     /// Copies a piece. What could not be copied for now is pending again.
     fn bring(&self, piece: Piece, arena: Arena) -> io::Result<Step> {
         let source = self.arena.address(piece.offset, piece.len);
         let source = source.ok_or_else(|| io::Error::other("the plan points outside the arena"))?;
-        self.arena.populate(piece.offset, piece.len);
+        if arena == Arena::Release {
+            self.arena.populate(piece.offset, piece.len);
+        }
         let (mut rest, mut whole) = (Some(piece), true);
         while let Some(now) = rest {
             let src = source + (now.offset - piece.offset);

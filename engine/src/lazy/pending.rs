@@ -1,8 +1,11 @@
 //! Which pages a space still lacks, by the address where they belong now.
 
-use crate::page_store::{Content, Extent};
+use crate::page_store::{Content, Extent, REGION_BYTES};
 use ferry_transport::page::{PAGE_SIZE, PageRange};
 use std::collections::{BTreeMap, VecDeque};
+
+/// The most pieces of a batch: bounds how long a fault waits for a batch of crumbs.
+const MAX_PIECES: usize = 64;
 
 /// Consecutive pages to be brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,18 +31,34 @@ pub(super) struct Pending {
     /// By address: length and arena offset.
     pieces: BTreeMap<u64, (u64, u64)>,
     hot: VecDeque<PageRange>,
+    /// Whether any page moved since: neighbours here need not be neighbours in the
+    /// arena any more.
+    moved: bool,
+    /// The batches that are on their way: number, first and last address.
+    under_way: Vec<(u64, u64, u64)>,
+    batches: u64,
+}
+
+/// Pieces to be brought at once.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) pieces: Vec<Piece>,
+    /// The span of the arena from the first piece to the last, if what lies between
+    /// belongs between them in the address space too.
+    pub(super) span: Option<(u64, u64)>,
+    number: u64,
 }
 
 impl Pending {
     pub(super) fn new(extents: &[Extent], hot: &[PageRange]) -> Pending {
-        let mut pending = Pending { pieces: BTreeMap::new(), hot: hot.iter().copied().collect() };
-        for extent in extents {
-            if let Content::Arena(offset) = extent.content {
-                let (address, len) = (extent.pages.start.address(), extent.pages.count.bytes().0);
-                pending.put(Piece { address, len, offset });
+        // In order already, so that the map is built in one go.
+        let pieces = extents.iter().filter_map(|extent| match extent.content {
+            Content::Arena(offset) => {
+                Some((extent.pages.start.address(), (extent.pages.count.bytes().0, offset)))
             }
-        }
-        pending
+            Content::Zero => None,
+        });
+        Pending { pieces: pieces.collect(), hot: hot.iter().copied().collect(), ..Pending::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -48,6 +67,11 @@ impl Pending {
 
     pub(super) fn pages(&self) -> u64 {
         self.pieces.values().map(|(len, _)| len / PAGE_SIZE as u64).sum()
+    }
+
+    /// Whether any page within `start..end` is pending.
+    pub(super) fn has_any(&self, start: u64, end: u64) -> bool {
+        self.pieces.range(..end).next_back().is_some_and(|(at, (len, _))| at + len > start)
     }
 
     pub(super) fn put(&mut self, piece: Piece) {
@@ -64,14 +88,49 @@ impl Pending {
     }
 
     /// Takes the next batch of at most `max` bytes: what is hot first, then by address.
-    pub(super) fn take_next(&mut self, max: u64) -> Option<Piece> {
+    pub(super) fn take_next(&mut self, max: u64) -> Option<Batch> {
         while let Some(range) = self.hot.front().copied() {
             if let Some(piece) = self.take_within(range.start.address(), range.end(), max) {
-                return Some(piece);
+                return Some(self.under_way(vec![piece], None));
             }
             self.hot.pop_front();
         }
-        self.take_within(0, u64::MAX, max)
+        let first = self.take_within(0, u64::MAX, max)?;
+        let (mut pieces, mut last, mut total) = (vec![first], first, first.len);
+        while total < max && pieces.len() < MAX_PIECES {
+            let Some(next) = self.take_within(last.address + last.len, u64::MAX, max - total) else { break };
+            let together = next.address.wrapping_sub(next.offset) == first.address.wrapping_sub(first.offset)
+                && next.offset / REGION_BYTES == first.offset / REGION_BYTES;
+            if !together {
+                self.put(next);
+                break;
+            }
+            pieces.push(next);
+            total += next.len;
+            last = next;
+        }
+        let span = (!self.moved).then_some((first.offset, last.offset + last.len - first.offset));
+        Some(self.under_way(pieces, span))
+    }
+
+    fn under_way(&mut self, pieces: Vec<Piece>, span: Option<(u64, u64)>) -> Batch {
+        self.batches += 1;
+        if let (Some(first), Some(last)) = (pieces.first(), pieces.last()) {
+            self.under_way.push((self.batches, first.address, last.address + last.len));
+        }
+        Batch { pieces, span, number: self.batches }
+    }
+
+    /// Notes that a batch is no longer on its way. True if nothing between its
+    /// first and last page is needed any more: neither pending nor in a batch of
+    /// another thread, which may have begun with what a third put back.
+    pub(super) fn settle(&mut self, batch: &Batch) -> bool {
+        let Some(index) = self.under_way.iter().position(|(number, ..)| *number == batch.number) else {
+            return false;
+        };
+        let (_, start, end) = self.under_way.swap_remove(index);
+        let crossed = self.under_way.iter().any(|&(_, from, to)| from < end && start < to);
+        !crossed && !self.has_any(start, end)
     }
 
     /// Takes the first piece within `start..end`, cut to `max` bytes.
@@ -95,6 +154,7 @@ impl Pending {
 
     /// Follows an `mremap`: what belonged to `from..from+len` belongs to `to..` now.
     pub(super) fn remap(&mut self, from: u64, to: u64, len: u64) {
+        self.moved = true;
         for piece in self.take_range(from, from.saturating_add(len)) {
             self.put(Piece { address: to.wrapping_add(piece.address.wrapping_sub(from)), ..piece });
         }

@@ -187,7 +187,7 @@ impl Server<'_> {
                     self.listener.take().map(|listener| listener.accept()).transpose()?.map(|(c, _)| c);
             }
             if ready.criu {
-                self.from_criu();
+                self.hear_criu();
             }
             if self.finished.is_some() && threads.is_empty() {
                 for _ in 0..FILL_THREADS {
@@ -263,7 +263,7 @@ impl Server<'_> {
 
     /// A PID as a 32-bit integer and, unless it is a zombie's (negative), a
     /// descriptor with one byte; at the end [`RESTORE_FINISHED`].
-    fn from_criu(&mut self) {
+    fn hear_criu(&mut self) {
         let Some(criu) = self.criu.as_ref() else { return };
         let mut word = [0; 4];
         let mut stream = criu;

@@ -5,7 +5,7 @@ use ferry_transport::page::{PAGE_SIZE, Round, RunKind};
 /// Pages in a region.
 pub(super) const REGION_PAGES: u64 = 512;
 /// Bytes of address space in a region, and of arena in a piece.
-pub(super) const REGION_BYTES: u64 = REGION_PAGES * PAGE_SIZE as u64;
+pub(crate) const REGION_BYTES: u64 = REGION_PAGES * PAGE_SIZE as u64;
 /// What a region's book-keeping is charged for, in bytes: the marks, the map
 /// entry and the allocator's share.
 pub(super) const REGION_COST: u64 = REGION_PAGES * 4 + 192;

@@ -1,0 +1,191 @@
+// A process tree whose memory is known, byte for byte: it waits for a file named
+// "go", does what its mode says, verifies everything and writes "result".
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+static char dir[512], mode[32];
+static unsigned char *big, *file_map;
+static size_t pages;
+static volatile int thread_verdict = -1;
+
+static unsigned char byte_of(size_t page, size_t at, unsigned salt) {
+    return (unsigned char)(page * 31 + at * 7 + (page >> 8) + salt + 1);
+}
+// Every 5th page is never touched, every 7th is written with zeroes.
+static int is_zero(size_t page) { return page % 5 == 4 || page % 7 == 6; }
+static void fill(unsigned char *base, size_t from, size_t to, unsigned salt) {
+    for (size_t p = from; p < to; p++) {
+        if (p % 5 == 4) continue;
+        for (size_t i = 0; i < PAGE; i++) base[p * PAGE + i] = is_zero(p) ? 0 : byte_of(p, i, salt);
+    }
+}
+static void result(const char *text) {
+    char path[600], temporary[600];
+    snprintf(path, sizeof path, "%s/result-%d", dir, getpid());
+    snprintf(temporary, sizeof temporary, "%s/.result-%d", dir, getpid());
+    int fd = open(temporary, O_CREAT | O_WRONLY | O_TRUNC, 0600);
+    if (write(fd, text, strlen(text)) < 0) _exit(9);
+    close(fd);
+    rename(temporary, path);
+}
+static void fail(const char *what, size_t page, size_t at, unsigned got) {
+    char text[200];
+    snprintf(text, sizeof text, "bad %s: page %zu byte %zu is %u errno %d", what, page, at, got, errno);
+    result(text);
+    _exit(1);
+}
+static void verify(const char *what, unsigned char *base, size_t from, size_t to, size_t shift, unsigned salt) {
+    for (size_t p = from; p < to; p++)
+        for (size_t i = 0; i < PAGE; i++) {
+            unsigned char want = is_zero(p) ? 0 : byte_of(p, i, salt);
+            unsigned char got = base[(p + shift) * PAGE + i];
+            if (got != want) fail(what, p, i, got);
+        }
+}
+static void verify_zero(const char *what, unsigned char *at, size_t count) {
+    for (size_t i = 0; i < count * PAGE; i++)
+        if (at[i]) fail(what, i / PAGE, i % PAGE, at[i]);
+}
+static void wait_go(void) {
+    char path[600];
+    snprintf(path, sizeof path, "%s/go", dir);
+    while (access(path, F_OK)) nanosleep(&(struct timespec){0, 500000}, NULL);
+}
+static void *thread_main(void *arg) {
+    (void)arg;
+    unsigned char local[65536];
+    for (size_t i = 0; i < sizeof local; i++) local[i] = (unsigned char)(i * 13 + 5);
+    wait_go();
+    int ok = 1;
+    for (size_t i = 0; i < sizeof local; i++) ok &= local[i] == (unsigned char)(i * 13 + 5);
+    thread_verdict = ok;
+    return NULL;
+}
+static void verify_file(void) {
+    for (size_t p = 0; p < 64; p++)
+        for (size_t i = 0; i < PAGE; i++) {
+            unsigned want = p % 4 == 1 ? 0xcc : p % 4 == 2 ? 0 : (p + 0x30);
+            if (file_map[p * PAGE + i] != (unsigned char)want) fail("file", p, i, file_map[p * PAGE + i]);
+        }
+}
+int main(int argc, char **argv) {
+    if (argc != 4) return 2;
+    snprintf(dir, sizeof dir, "%s", argv[1]);
+    snprintf(mode, sizeof mode, "%s", argv[2]);
+    pages = strtoul(argv[3], NULL, 10);
+    setsid();
+    char path[600];
+    snprintf(path, sizeof path, "%s/mapped", dir);
+    int fd = open(path, O_CREAT | O_RDWR, 0600);
+    for (size_t p = 0; p < 64; p++) {
+        unsigned char page[PAGE];
+        memset(page, (int)(p + 0x30), PAGE);
+        if (write(fd, page, PAGE) != (ssize_t)PAGE) return 3;
+    }
+    file_map = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    close(fd);
+    for (size_t p = 0; p < 64; p++) {
+        if (p % 4 == 1) memset(file_map + p * PAGE, 0xcc, PAGE);
+        if (p % 4 == 2) memset(file_map + p * PAGE, 0, PAGE);
+    }
+    big = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(big, 0, pages, 0);
+    unsigned char *locked = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(locked, 0, 16, 3);
+    mlock(locked, 16 * PAGE);
+    unsigned char *sealed = mmap(NULL, 32 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(sealed, 0, 32, 4);
+    mprotect(sealed, 32 * PAGE, PROT_NONE);
+    unsigned salt = 0;
+    int kids = 0;
+    if (!strcmp(mode, "tree")) {
+        for (int k = 1; k <= 2; k++) {
+            if (fork() == 0) {
+                fill(big, 0, pages / 4, (unsigned)k * 17);
+                salt = (unsigned)k * 17;
+                kids = -1;
+                break;
+            }
+            kids++;
+        }
+    }
+    pthread_t thread;
+    pthread_create(&thread, NULL, thread_main, NULL);
+    unsigned char deep[40000];
+    for (size_t i = 0; i < sizeof deep; i++) deep[i] = (unsigned char)(i * 3 + 1);
+    snprintf(path, sizeof path, "%s/ready-%d", dir, getpid());
+    close(open(path, O_CREAT | O_WRONLY, 0600));
+    wait_go();
+
+    if (!strcmp(mode, "exit")) { result("ok"); _exit(0); }
+    if (!strcmp(mode, "hang")) for (;;) { (void)*(volatile unsigned char *)(big + (rand() % pages) * PAGE); }
+    size_t skip_from = pages, skip_to = pages;
+    unsigned char *q = big + pages / 2 * PAGE;
+    size_t eighth = pages / 8;
+    if (!strcmp(mode, "fork")) {
+        for (int k = 0; k < 6; k++) {
+            if (fork() == 0) {
+                fill(big, pages - pages / 16, pages, (unsigned)k);
+                verify("forked", big, 0, pages - pages / 16, 0, 0);
+                verify("forked tail", big, pages - pages / 16, pages, 0, (unsigned)k);
+                result("ok");
+                _exit(0);
+            }
+            nanosleep(&(struct timespec){0, 3000000}, NULL);
+        }
+        int status, bad = 0;
+        while (wait(&status) > 0) bad |= status;
+        if (bad) fail("child", 0, 0, (unsigned)bad);
+    } else if (!strcmp(mode, "dontneed")) {
+        skip_from = pages / 2; skip_to = skip_from + eighth;
+        for (size_t p = 0; p < eighth; p += 16) madvise(q + p * PAGE, 16 * PAGE, MADV_DONTNEED);
+        verify_zero("dontneed", q, eighth);
+        memset(q, 0x77, eighth * PAGE);
+        nanosleep(&(struct timespec){0, 20000000}, NULL);
+        for (size_t i = 0; i < eighth * PAGE; i++) if (q[i] != 0x77) fail("rewritten", i / PAGE, i, q[i]);
+    } else if (!strcmp(mode, "munmap")) {
+        skip_from = pages / 2; skip_to = skip_from + eighth;
+        munmap(q, eighth * PAGE);
+        if (mmap(q, eighth * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != q)
+            fail("mmap", 0, 0, 0);
+        nanosleep(&(struct timespec){0, 20000000}, NULL);
+        verify_zero("munmap", q, eighth);
+    } else if (!strcmp(mode, "mremap")) {
+        skip_from = pages / 2; skip_to = skip_from + eighth;
+        unsigned char *to = mremap(q, eighth * PAGE, eighth * PAGE * 2, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                   big + (1UL << 36));
+        if (to == MAP_FAILED) fail("mremap", 0, 0, 0);
+        verify("moved", to - skip_from * PAGE, skip_from, skip_to, 0, 0);
+        verify_zero("grown", to + eighth * PAGE, eighth);
+    } else if (!strcmp(mode, "split")) {
+        for (size_t p = 1; p < pages; p += pages / 300 + 2)
+            mprotect(big + p * PAGE, PAGE, PROT_READ);
+    }
+    if (salt) {
+        verify("own", big, 0, pages / 4, 0, salt);
+        verify("inherited", big, pages / 4, pages, 0, 0);
+    } else {
+        verify("big", big, 0, skip_from, 0, 0);
+        verify("big tail", big, skip_to, pages, 0, 0);
+    }
+    verify_file();
+    verify("locked", locked, 0, 16, 0, 3);
+    mprotect(sealed, 32 * PAGE, PROT_READ);
+    verify("sealed", sealed, 0, 32, 0, 4);
+    for (size_t i = 0; i < sizeof deep; i++) if (deep[i] != (unsigned char)(i * 3 + 1)) fail("stack", 0, i, deep[i]);
+    pthread_join(thread, NULL);
+    if (thread_verdict != 1) fail("thread", 0, 0, 0);
+    result("ok");
+    if (kids > 0) { int status; while (wait(&status) > 0); }
+    return 0;
+}
