@@ -86,7 +86,7 @@ fn a_corrupted_page_is_noticed_and_ends_the_workload() {
         let (start, rest) = line.split_once('-')?;
         let end = u64::from_str_radix(rest.split(' ').next()?, 16).ok()?;
         let length = end - u64::from_str_radix(start, 16).ok()?;
-        (length >= 16 << 20 && length < 20 << 20).then_some((end, length))
+        (16 << 20..20 << 20).contains(&length).then_some((end, length))
     });
     let (end, length) = end.expect("the workload's memory in its map");
     let memory = fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{outer}/mem")).unwrap();
