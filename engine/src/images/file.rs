@@ -70,10 +70,9 @@ pub struct Messages<'a> {
 impl<'a> Messages<'a> {
     /// Checks the file's head.
     pub fn of(bytes: &'a [u8], kind: Kind) -> Result<Messages<'a>, FormatError> {
-        let head: [u8; 8] =
-            bytes.get(..8).and_then(|head| head.try_into().ok()).ok_or(FormatError::Magic(kind))?;
-        if head == magic(kind) {
-            Ok(Messages { bytes, at: 8, index: 0 })
+        let magic = magic(kind);
+        if bytes.starts_with(&magic) {
+            Ok(Messages { bytes, at: magic.len(), index: 0 })
         } else {
             Err(FormatError::Magic(kind))
         }
@@ -117,7 +116,7 @@ pub fn single<M: Message + Default>(bytes: &[u8], kind: Kind) -> Result<M, Forma
 
 /// A file of `kind`, to which messages are appended.
 pub fn begin(kind: Kind) -> Vec<u8> {
-    magic(kind).to_vec()
+    magic(kind)
 }
 
 /// Appends a message to a file.
@@ -126,9 +125,12 @@ pub fn append(file: &mut Vec<u8>, message: &impl Message) {
     message.encode(file).expect("a vector grows as needed");
 }
 
-fn magic(kind: Kind) -> [u8; 8] {
-    let mut magic = [0; 8];
-    magic[..4].copy_from_slice(&COMMON_MAGIC.to_le_bytes());
-    magic[4..].copy_from_slice(&(kind as u32).to_le_bytes());
-    magic
+/// The head of a file: the common magic and the kind's own. The inventory, which
+/// says the images' version, is the one file without the common magic.
+fn magic(kind: Kind) -> Vec<u8> {
+    let own = (kind as u32).to_le_bytes();
+    match kind {
+        Kind::Inventory => own.to_vec(),
+        _ => [COMMON_MAGIC.to_le_bytes(), own].concat(),
+    }
 }
