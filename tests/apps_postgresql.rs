@@ -74,11 +74,29 @@ fn postgresql_with_open_transactions_and_pgbench() {
         .unwrap()
         .write_all(b"host all all 10.231.0.0/24 trust\n")
         .unwrap();
+    // System V shared memory can only be carried with an IPC namespace of its
+    // own, so the server gets one inside the host.
     let server = rig.start(
-        Program::new(&postgres)
-            .args(["-D", "/srv/pg/data", "-h", &SERVICE.to_string(), "-k", "/srv/pg"])
+        Program::new("/usr/bin/unshare")
+            .args([
+                "--ipc",
+                "/usr/bin/setpriv",
+                "--reuid",
+                &ids[0].to_string(),
+                "--regid",
+                &ids[1].to_string(),
+            ])
+            .args([
+                "--clear-groups",
+                &postgres,
+                "-D",
+                "/srv/pg/data",
+                "-h",
+                &SERVICE.to_string(),
+                "-k",
+                "/srv/pg",
+            ])
             .args(["-c", "fsync=off", "-c", "shared_buffers=128MB"])
-            .user(ids[0], ids[1])
             .stderr("/srv/pg/log"),
     );
     let ready = format!("until {BINARIES}/pg_isready -q -h {SERVICE}; do sleep 0.1; done");

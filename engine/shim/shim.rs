@@ -92,7 +92,9 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     if request == PAGEMAP_SCAN && !argument.is_null() && wants_no_pages() && is_of_another_task(fd) {
         // SAFETY: PAGEMAP_SCAN's argument is a `struct pm_scan_arg` by contract.
         let scan = unsafe { &mut *argument.cast::<ScanArg>() };
-        let categories = scan.category_mask | scan.category_anyof_mask | scan.return_mask;
+        // What it selects, not what it wants to be told: where the kernel knows
+        // guard regions, CRIU also has them reported by the scan for pages.
+        let categories = scan.category_mask | scan.category_anyof_mask;
         if categories & PAGE_IS_GUARD == 0 {
             scan.walk_end = scan.end;
             return 0;

@@ -86,7 +86,7 @@ fn a_corrupted_page_is_noticed_and_ends_the_workload() {
         let (start, rest) = line.split_once('-')?;
         let end = u64::from_str_radix(rest.split(' ').next()?, 16).ok()?;
         let length = end - u64::from_str_radix(start, 16).ok()?;
-        (length >= 16 << 20 && length < 20 << 20).then_some((end, length))
+        (16 << 20..20 << 20).contains(&length).then_some((end, length))
     });
     let (end, length) = end.expect("the workload's memory in its map");
     let memory = fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{outer}/mem")).unwrap();
@@ -156,4 +156,39 @@ fn criu_carries_the_workload_with_its_connections() {
         result.longest_gap_ms, result.operations
     );
     assert!(result.is_clean(), "{result:?}");
+}
+
+/// Not a test: prints what the probe sees when nothing moves, which bounds
+/// what it can say about a downtime.
+#[test]
+#[ignore = "a measurement of ten seconds"]
+fn measure_the_probes_noise() {
+    let Some(lab) = lab("noise") else { return };
+    let (_process, address, mut client) = start(&lab, "--memory 1G --dirty-rate 50M --working-set 256M");
+    let before = client.count().unwrap();
+    let start = Instant::now();
+    let probe = Probe::start_in(lab.client(), address, 4, Duration::from_millis(1)).unwrap();
+    std::thread::sleep(Duration::from_secs(10));
+    let result = probe.stop();
+    let after = client.count().unwrap();
+    let mut gaps: Vec<f64> = result.series.iter().map(|bucket| bucket.longest_gap_ms).collect();
+    gaps.sort_by(f64::total_cmp);
+    let rate = (after.steps - before.steps) as f64 / 256.0 / start.elapsed().as_secs_f64();
+    let checked = (after.verified - before.verified) as f64 / 256.0 / start.elapsed().as_secs_f64();
+    println!(
+        "longest gap {:.2} ms; per 100 ms: median {:.2}, 90 % {:.2} ms; {} replies; dirtied {rate:.1}, checked {checked:.0} MiB/s",
+        result.longest_gap_ms,
+        gaps[gaps.len() / 2],
+        gaps[gaps.len() * 9 / 10],
+        result.operations
+    );
+    let check = Instant::now();
+    let reply = client.check().unwrap();
+    println!(
+        "a check of all {} pages: {:.0} ms, {} errors",
+        reply.checked,
+        check.elapsed().as_secs_f64() * 1e3,
+        reply.errors
+    );
+    assert!(result.is_clean() && reply.errors == 0);
 }

@@ -76,7 +76,8 @@ impl RedisLoad {
 
 impl Operation for RedisLoad {
     fn step(&mut self, number: u64) -> Result<()> {
-        let key = format!("load:{}:{}", self.name, number % 1000 / 3);
+        // The same key for a SET and the GET after it.
+        let key = format!("load:{}:{}", self.name, number / 3 % 333);
         match number % 3 {
             0 => {
                 self.increments += 1;

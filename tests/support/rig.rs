@@ -17,6 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const FERRY: &str = env!("CARGO_BIN_EXE_ferry");
 const CRIU: &str = "/var/lib/ferry/criu/bin/criu";
+const NFT: &str = "/var/lib/ferry/criu/bin/nft";
 const STATE: &str = "/run/ferry-state";
 const PORT: u16 = 4433;
 
@@ -177,6 +178,10 @@ impl Rig {
         };
         let start = Instant::now();
         criu(source, "dump", &["--tree", &pid.to_string()])?;
+        // CRIU leaves its network lock where it dumped; it would still drop
+        // the connections' packets when they come back.
+        let flushed = source.run(Program::new(NFT).args(["flush", "ruleset"]))?;
+        ensure!(flushed.exit.success(), "nft: {flushed:?}");
         source.remove_address(IpAddr::V4(SERVICE))?;
         // With the cable cut, the destination's kernel resets no connection
         // before the sockets are there.

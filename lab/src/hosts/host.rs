@@ -1,7 +1,7 @@
 //! One host, seen from the lab.
 
 use super::init::INIT_VERB;
-use super::network::{self, Cable, NetworkNamespace};
+use super::network::{self, Cable, NetworkNamespace, Switch};
 use super::protocol::{Exit, HostSetup, MESSAGE_LIMIT, Program, Reply, Request};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
@@ -30,6 +30,7 @@ pub struct Host {
     name: String,
     address: Ipv4Addr,
     network: NetworkNamespace,
+    switch: Arc<Switch>,
     /// The host's PID 1, as this process sees it.
     first_process: i32,
     keeper: Child,
@@ -61,7 +62,7 @@ impl Line {
 
 impl Host {
     /// Starts the host's processes; [`Host::wait_ready`] must follow.
-    pub(super) fn start(helper: &Path, setup: &HostSetup) -> Result<Host> {
+    pub(super) fn start(helper: &Path, setup: &HostSetup, switch: Arc<Switch>) -> Result<Host> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .context("socketpair")?;
@@ -84,6 +85,7 @@ impl Host {
             name: setup.hostname.clone(),
             address: Ipv4Addr::UNSPECIFIED,
             network,
+            switch,
             first_process: 0,
             keeper,
             line,
@@ -270,12 +272,12 @@ impl Host {
         network::addresses(&self.network)
     }
 
-    /// Cuts or mends the host's cable.
+    /// Cuts or mends the host's cable. Its addresses and routes stay.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn set_cable(&self, cable: Cable) -> Result<()> {
-        network::set_cable(&self.network, cable)
+        self.switch.set_cable(&self.name, cable)
     }
 
     fn ask(&self, request: &Request) -> Result<Reply> {

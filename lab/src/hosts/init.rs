@@ -20,7 +20,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, setsid};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -85,6 +85,7 @@ fn first_process(setup: &HostSetup, lab: BorrowedFd<'_>) -> Result<()> {
     nix::unistd::sethostname(&setup.hostname).context("sethostname")?;
     file_system::set_up(setup)?;
     std::env::set_current_dir("/")?;
+    fs::write("/proc/sys/kernel/ns_last_pid", setup.last_pid.to_string()).context("ns_last_pid")?;
     reply(lab, &Reply::Ready)?;
 
     let mut buffer = vec![0u8; MESSAGE_LIMIT];

@@ -32,6 +32,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where a host's root directory comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,11 @@ pub enum FileSystem {
 
 /// The host names of a lab, in the order of their addresses.
 pub const HOSTS: [&str; 3] = ["source", "destination", "client"];
+
+/// How far the hosts' PIDs are apart at the start.
+const PIDS_PER_HOST: u32 = 3000;
+/// The lowest `pid_max` of usual kernels, with room below it.
+const PID_LIMIT: u32 = 30_000;
 
 /// How to make a lab.
 #[derive(Clone, Debug)]
@@ -84,7 +90,6 @@ impl Default for LabOptions {
 pub struct Lab {
     hosts: Vec<Host>,
     shared: PathBuf,
-    _switch: network::Switch,
 }
 
 impl Lab {
@@ -105,8 +110,8 @@ impl Lab {
             Some(helper) => helper.clone(),
             None => std::env::current_exe().context("cannot find this program's own file")?,
         };
-        let switch = network::Switch::new()?;
-        let started = start_in_shared_mount(&options, &helper)?;
+        let switch = Arc::new(network::Switch::new()?);
+        let started = start_in_shared_mount(&options, &helper, &switch)?;
         let mut hosts = Vec::with_capacity(started.len());
         for (number, mut host) in started.into_iter().enumerate() {
             host.wait_ready()?;
@@ -116,7 +121,7 @@ impl Lab {
             host.set_address(address);
             hosts.push(host);
         }
-        Ok(Lab { hosts, shared: options.shared, _switch: switch })
+        Ok(Lab { hosts, shared: options.shared })
     }
 
     /// The host of this name.
@@ -160,22 +165,28 @@ impl Lab {
 /// Starts the hosts' first processes from a thread in a mount namespace in
 /// which the shared directory is mounted, so that each inherits the same one.
 /// The thread's mount namespace ends with it: this process never sees the mount.
-fn start_in_shared_mount(options: &LabOptions, helper: &Path) -> Result<Vec<Host>> {
+fn start_in_shared_mount(
+    options: &LabOptions,
+    helper: &Path,
+    switch: &Arc<network::Switch>,
+) -> Result<Vec<Host>> {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
                 file_system::make_private()?;
                 file_system::mount_tmpfs(&options.shared, "mode=1777")?;
-                let start = |name: &String| {
+                let start = |(number, name): (usize, &String)| {
                     let setup = protocol::HostSetup {
                         hostname: name.clone(),
                         file_system: options.file_system,
                         shared: options.shared.clone(),
+                        last_pid: (number as u32 + 1) * PIDS_PER_HOST % PID_LIMIT,
                     };
-                    Host::start(helper, &setup).with_context(|| format!("cannot start host {name}"))
+                    Host::start(helper, &setup, switch.clone())
+                        .with_context(|| format!("cannot start host {name}"))
                 };
-                options.hosts.iter().map(start).collect()
+                options.hosts.iter().enumerate().map(start).collect()
             })
             .join()
             .map_err(|_| anyhow!("the thread that starts hosts panicked"))?

@@ -118,8 +118,7 @@ impl Switch {
         addresses: &[(IpAddr, u8)],
         limit: Option<ByteRate>,
     ) -> Result<()> {
-        let mut port = format!("p-{name}");
-        port.truncate(15);
+        let port = port_of(name);
         let peer_namespace = host.0.as_raw_fd();
         self.namespace
             .netlink(async |handle| {
@@ -154,6 +153,30 @@ impl Switch {
         })
         .with_context(|| format!("cannot set up the network of host {name}"))
     }
+}
+
+impl Switch {
+    /// Cuts or mends the cable of a host, at the switch: the host's interface
+    /// keeps its addresses and routes and merely hears nothing.
+    pub fn set_cable(&self, name: &str, cable: Cable) -> Result<()> {
+        let port = port_of(name);
+        self.namespace
+            .netlink(async |handle| {
+                let link = LinkUnspec::new_with_index(index_of(&handle, &port).await?);
+                let link = match cable {
+                    Cable::Up => link.up(),
+                    Cable::Down => link.down(),
+                };
+                handle.link().set(link.build()).execute().await?;
+                Ok(())
+            })
+            .with_context(|| format!("cannot cut or mend the cable of host {name}"))
+    }
+}
+
+/// The name of the switch's end of a host's cable; link names have 15 bytes.
+fn port_of(name: &str) -> String {
+    format!("p-{name}").chars().take(15).collect()
 }
 
 /// Adds an address to the host's interface.
@@ -195,20 +218,6 @@ pub fn addresses(host: &NetworkNamespace) -> Result<Vec<IpAddr>> {
         });
         Ok(addresses.collect())
     })
-}
-
-/// Cuts (`Down`) or mends (`Up`) the cable at the host's end.
-pub fn set_cable(host: &NetworkNamespace, cable: Cable) -> Result<()> {
-    host.netlink(async |handle| {
-        let link = LinkMessageBuilder::<LinkUnspec>::new().name(HOST_LINK);
-        let link = match cable {
-            Cable::Up => link.up(),
-            Cable::Down => link.down(),
-        };
-        handle.link().set(link.build()).execute().await?;
-        Ok(())
-    })
-    .context("cannot cut or mend a cable")
 }
 
 /// The state of a host's cable.

@@ -18,6 +18,9 @@ pub struct HostSetup {
     pub file_system: super::FileSystem,
     /// A directory that all hosts of the lab see, already mounted.
     pub shared: PathBuf,
+    /// The host's PIDs go on from here. Hosts differ, as machines that have
+    /// run for a while do: a workload's PIDs are then free where it goes.
+    pub last_pid: u32,
 }
 
 /// Where one of a program's standard streams leads. Paths are the host's.
