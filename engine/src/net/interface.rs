@@ -3,6 +3,7 @@
 use super::netlink::{ACK, Attributes, Messages, Netlink, read_i32, read_u16, read_u32};
 use std::io;
 
+const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const IFINFO: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
@@ -30,6 +31,21 @@ pub fn interfaces(route: &mut Netlink) -> io::Result<Vec<Interface>> {
     let mut found = Vec::new();
     route.dump(&mut request, |answer| found.extend(parse(answer.payload)))?;
     Ok(found)
+}
+
+/// Brings an interface of `route`'s network namespace up, by name.
+///
+/// # Errors
+/// `ENODEV`: there is none; `EPERM`: CAP_NET_ADMIN is missing.
+pub fn bring_up(route: &mut Netlink, name: &str) -> io::Result<()> {
+    // struct ifinfomsg: family, type, index, then flags and the mask of those that change.
+    let mut header = [0; IFINFO];
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    header[8..12].copy_from_slice(&up);
+    header[12..16].copy_from_slice(&up);
+    let mut request = Messages::new();
+    request.message(RTM_NEWLINK, ACK).raw(&header).text(IFLA_IFNAME, name);
+    route.request(&mut request, &[])
 }
 
 fn parse(payload: &[u8]) -> Option<Interface> {
