@@ -6,9 +6,13 @@
 //!    regions and scans of CRIU's own pagemap (its self-check) pass through.
 //! 2. `prlimit64` of another process, where the kernel refuses it for lack of
 //!    CAP_SYS_RESOURCE, is answered from `/proc/PID/limits`, which says the same.
+//! 3. With `FERRY_KDAT=PATH`, what CRIU finds out about the kernel is kept in that
+//!    file instead of `/run/criu.kdat`. CRIU keeps it on a tmpfs only, so that it
+//!    does not outlive the boot, and otherwise finds out anew at each start (30-40
+//!    ms, in the middle of a freeze or a restore); PATH is named after the boot.
 //!
-//! Built without `std` by `build.rs` and embedded in the engine. The two
-//! interposed functions are variadic in C; on the supported processors a caller
+//! Built without `std` by `build.rs` and embedded in the engine. The
+//! interposed `ioctl`, `syscall` and `open64` are variadic in C; on the supported processors a caller
 //! passes the first arguments of a variadic function as those of any other.
 
 #![no_std]
@@ -25,6 +29,10 @@ const NR_PRLIMIT64: c_long = 302;
 #[cfg(target_arch = "aarch64")]
 const NR_PRLIMIT64: c_long = 261;
 const EPERM: c_int = 1;
+/// Of linux/magic.h.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// The longest path for `FERRY_KDAT`, its end and `.tmp` included.
+const KDAT_PATH: usize = 512;
 const RTLD_NEXT: *mut c_void = -1isize as *mut c_void;
 
 /// `struct pm_scan_arg` of linux/fs.h.
@@ -138,6 +146,110 @@ pub unsafe extern "C" fn syscall(
         unsafe { *__errno_location() = EPERM };
     }
     result
+}
+
+type Open = unsafe extern "C" fn(*const c_char, c_int, c_int) -> c_int;
+type Rename = unsafe extern "C" fn(*const c_char, *const c_char) -> c_int;
+type Unlink = unsafe extern "C" fn(*const c_char) -> c_int;
+type FileSystemOf = unsafe extern "C" fn(c_int, *mut i64) -> c_int;
+
+/// Stands in for libc's `open64`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    // SAFETY: the symbol `open64` has this signature on the supported processors.
+    let real: Open = unsafe { core::mem::transmute(next(&REAL, c"open64")) };
+    let mut place = [0; KDAT_PATH];
+    // SAFETY: the caller's own arguments, or a terminated path of ours.
+    unsafe { real(instead_of(path, &mut place), flags, mode) }
+}
+
+/// Stands in for libc's `rename`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    // SAFETY: the symbol `rename` has this signature.
+    let real: Rename = unsafe { core::mem::transmute(next(&REAL, c"rename")) };
+    let (mut old_place, mut new_place) = ([0; KDAT_PATH], [0; KDAT_PATH]);
+    // SAFETY: the caller's own arguments, or terminated paths of ours.
+    unsafe { real(instead_of(old, &mut old_place), instead_of(new, &mut new_place)) }
+}
+
+/// Stands in for libc's `unlink`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    // SAFETY: the symbol `unlink` has this signature.
+    let real: Unlink = unsafe { core::mem::transmute(next(&REAL, c"unlink")) };
+    let mut place = [0; KDAT_PATH];
+    // SAFETY: the caller's own argument, or a terminated path of ours.
+    unsafe { real(instead_of(path, &mut place)) }
+}
+
+/// Stands in for libc's `fstatfs64`: our file for CRIU's findings passes for one
+/// on a tmpfs.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstatfs64(fd: c_int, answer: *mut i64) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    // SAFETY: the symbol `fstatfs64` takes a `struct statfs64`, whose first field
+    // is the 64-bit `f_type` on the supported processors.
+    let real: FileSystemOf = unsafe { core::mem::transmute(next(&REAL, c"fstatfs64")) };
+    // SAFETY: the caller's own arguments.
+    let result = unsafe { real(fd, answer) };
+    if result == 0 && !answer.is_null() && is_kdat_draft(fd) {
+        // SAFETY: the kernel has just filled it.
+        unsafe { *answer = TMPFS_MAGIC };
+    }
+    result
+}
+
+/// `FERRY_KDAT` as bytes, where it is set.
+fn kdat() -> Option<&'static [u8]> {
+    // SAFETY: a valid C string; nobody in CRIU changes this variable.
+    let value = unsafe { getenv(c"FERRY_KDAT".as_ptr()) };
+    // SAFETY: getenv gives a C string or null, and nobody frees it.
+    if value.is_null() { None } else { Some(unsafe { CStr::from_ptr(value) }.to_bytes()) }
+}
+
+/// The path to use: ours for the two of CRIU's cache, else the caller's own.
+fn instead_of(path: *const c_char, place: &mut [u8; KDAT_PATH]) -> *const c_char {
+    if path.is_null() {
+        return path;
+    }
+    // SAFETY: a path that libc was to read as a C string.
+    let tail = match unsafe { CStr::from_ptr(path) }.to_bytes() {
+        b"/run/criu.kdat" => &b""[..],
+        b"/run/criu.kdat.tmp" => b".tmp",
+        _ => return path,
+    };
+    let Some(kdat) = kdat().filter(|kdat| kdat.len() + tail.len() < KDAT_PATH) else { return path };
+    for (to, from) in place.iter_mut().zip(kdat.iter().chain(tail).chain(b"\0")) {
+        *to = *from;
+    }
+    place.as_ptr().cast()
+}
+
+fn is_kdat_draft(fd: c_int) -> bool {
+    let Some(kdat) = kdat() else { return false };
+    let mut path = [0u8; 48];
+    let Some(_) = compose(&mut path, b"/proc/self/fd/", fd as i64, b"") else { return false };
+    let mut target = [0u8; KDAT_PATH];
+    // SAFETY: a terminated path and a buffer of the size that is told.
+    let len = unsafe { readlink(path.as_ptr().cast(), target.as_mut_ptr().cast(), target.len()) };
+    let Ok(len) = usize::try_from(len) else { return false };
+    target.get(..len).and_then(|target| target.strip_suffix(b".tmp")) == Some(kdat)
 }
 
 fn wants_no_pages() -> bool {

@@ -128,7 +128,11 @@ fn wait_until_reaped(pid: i32) {
 
 /// Kills the CRIU that has its log in this directory open.
 fn kill_criu_of(images: &Path) {
-    let log = images.join("dump.log").canonicalize().unwrap();
+    kill_process_with_open(&images.join("dump.log"));
+}
+
+fn kill_process_with_open(log: &Path) {
+    let log = log.canonicalize().unwrap();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(fds) = std::fs::read_dir(entry.path().join("fd")) else { continue };
         if fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == log)) {
@@ -184,4 +188,103 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
     for task in tasks {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(task.pid), nix::sys::signal::SIGKILL).unwrap();
     }
+}
+
+#[test]
+fn pages_in_a_dump_that_should_have_none_are_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(mut criu) = criu(directory.path()) else { return };
+    // An object that does nothing of the kind.
+    let (mut child, file) = counter(directory.path());
+    let standing = count(&file);
+    let images = directory.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    criu.shim = None;
+    let mut target = target(&child, &criu).with_pages(PagePayload::Ferry);
+    let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+    let error = frozen.hold().err().expect("the dump is refused").to_string();
+    assert!(error.contains("was told to leave them"), "{error}");
+    goes_on_from(&file, standing);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_stopped_workload_stays_stopped_after_a_roll_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let (mut child, file) = counter(directory.path());
+    count(&file);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    while state_of(pid.as_raw()) != 'T' {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let images = directory.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let mut target = target(&child, &criu);
+    let mut held =
+        target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    held.pin().unwrap();
+    held.roll_back().unwrap();
+    assert_eq!(state_of(pid.as_raw()), 'T');
+    let standing = count(&file);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    goes_on_from(&file, standing);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn state_of(pid: i32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+}
+
+#[test]
+fn a_pin_after_criu_died_is_refused_and_the_workload_runs_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let (mut child, file) = counter(directory.path());
+    count(&file);
+    let images = directory.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let mut target = target(&child, &criu);
+    let mut held =
+        target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    kill_criu_of(&images);
+    goes_on_from(&file, count(&file));
+    let error = held.pin().unwrap_err().to_string();
+    assert!(error.contains("CRIU died"), "{error}");
+    held.roll_back().unwrap();
+    goes_on_from(&file, count(&file));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_copy_whose_criu_was_killed_never_ran_and_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let (mut child, file) = counter(directory.path());
+    count(&file);
+    let (images, work) = (directory.path().join("images"), directory.path().join("work"));
+    std::fs::create_dir(&images).unwrap();
+    std::fs::create_dir(&work).unwrap();
+    let pids = vec![child.id()];
+    let mut target = target(&child, &criu).with_pages(PagePayload::Criu);
+    let held = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    held.commit().unwrap();
+    child.wait().unwrap();
+    let standing = count(&file);
+
+    let plan = RestorePlan { images, work: work.clone(), tcp: TcpMode::Established, lazy: false, pids };
+    let copy = ProcessRestorer::new(criu).restore(&plan).unwrap();
+    let tasks = copy.tasks();
+    kill_process_with_open(&work.join("restore.log"));
+    match copy.release() {
+        Err(ReleaseError::NeverRan(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(tasks.iter().all(|task| !task.is_alive()));
+    assert_eq!(count(&file), standing);
 }

@@ -8,6 +8,7 @@ pub mod request_type {
     pub const DUMP: i32 = 1;
     pub const RESTORE: i32 = 2;
     pub const NOTIFY: i32 = 6;
+    pub const FEATURE_CHECK: i32 = 9;
 }
 
 /// `criu_cg_mode.IGNORE`.
@@ -69,6 +70,17 @@ pub struct Request {
     pub options: Option<Options>,
     #[prost(bool, optional, tag = "3")]
     pub notify_success: Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    pub keep_open: Option<bool>,
+    #[prost(message, optional, tag = "5")]
+    pub features: Option<Features>,
+}
+
+/// `criu_features`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Features {
+    #[prost(bool, optional, tag = "2")]
+    pub lazy_pages: Option<bool>,
 }
 
 /// `criu_notify`.

@@ -6,18 +6,26 @@
 //! CRIU reads the end of the socket where it waits for an answer, and takes that
 //! for a failed one: it undoes what it did.
 
-use super::proto::{Notify, Options, Request, Response, request_type};
+use super::proto::{Features, Notify, Options, Request, Response, request_type};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use prost::Message;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The longest message that CRIU may send.
 const MAX_MESSAGE: usize = 64 << 10;
+
+/// How long CRIU may take to come up; tenths of a second are usual where it finds
+/// out about the kernel for the first time.
+const WARM_UP: Duration = Duration::from_secs(20);
+
+/// How long CRIU may take to exit after it was hung up on.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// What CRIU said.
 #[derive(Debug)]
@@ -85,14 +93,19 @@ pub struct Swrk {
 }
 
 impl Swrk {
-    /// Starts CRIU. It has our stderr, nothing on stdout, and the socket as stdin.
+    /// Starts CRIU with the socket as its stdin, nothing else of ours, and in a
+    /// process group of its own: an interrupt from the terminal is for us alone.
     pub fn start(launch: &Launch<'_>) -> io::Result<Swrk> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let mut command = Command::new(launch.criu);
         command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        command.process_group(0);
         if let Some(shim) = launch.shim {
             command.env("LD_PRELOAD", shim);
+            if let Some(file) = super::shim::kernel_data(shim, launch.criu) {
+                command.env("FERRY_KDAT", file);
+            }
         }
         match launch.pages {
             PagePayload::Ferry => command.env("FERRY_SHIM", "pages"),
@@ -106,6 +119,21 @@ impl Swrk {
         self.child.id() as i32
     }
 
+    /// Waits until CRIU is up and has found out about the kernel, so that a later
+    /// request pays for neither. A harmless question makes it do so.
+    pub fn warm_up(&mut self) -> Result<(), RpcError> {
+        self.say(&Request {
+            kind: request_type::FEATURE_CHECK,
+            keep_open: Some(true),
+            features: Some(Features { lazy_pages: Some(true) }),
+            ..Request::default()
+        })?;
+        match self.next(WARM_UP)? {
+            Said::Done { success: true, .. } => Ok(()),
+            said => Err(RpcError::Malformed(format!("it does not come up: {said:?}"))),
+        }
+    }
+
     /// Asks for a dump.
     pub fn dump(&mut self, options: Options) -> Result<(), RpcError> {
         self.request(request_type::DUMP, options)
@@ -117,12 +145,12 @@ impl Swrk {
     }
 
     fn request(&mut self, kind: i32, options: Options) -> Result<(), RpcError> {
-        self.say(&Request { kind, options: Some(options), notify_success: None })
+        self.say(&Request { kind, options: Some(options), ..Request::default() })
     }
 
     /// Answers the stage that CRIU waits at.
     pub fn answer(&mut self, success: bool) -> Result<(), RpcError> {
-        self.say(&Request { kind: request_type::NOTIFY, options: None, notify_success: Some(success) })
+        self.say(&Request { kind: request_type::NOTIFY, notify_success: Some(success), ..Request::default() })
     }
 
     fn say(&mut self, request: &Request) -> Result<(), RpcError> {
@@ -191,15 +219,28 @@ impl Swrk {
         let _ = self.child.wait();
     }
 
-    /// Waits until CRIU has exited.
+    /// Hangs up and waits until CRIU has exited; one that does not is killed.
     pub fn wait(mut self) {
-        let Swrk { child, socket } = &mut self;
-        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        let _ = child.wait();
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.is_up() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.kill();
+    }
+
+    /// Whether the process lives.
+    pub fn is_up(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     fn died(&mut self) -> RpcError {
-        RpcError::Died(self.child.wait().ok())
+        // It closed its socket, which it does only by exiting.
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.is_up() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        RpcError::Died(self.child.try_wait().ok().flatten())
     }
 }
 

@@ -1,10 +1,11 @@
 //! The source's side: freeze, dump, hold.
 
+use super::lock::NetworkLock;
+use super::payload::verify_left_out;
 use super::{Criu, common_options, complain, failed};
-use crate::criu::rpc::{Launch, PagePayload, Reached, Swrk};
+use crate::criu::rpc::{PagePayload, Reached, Swrk};
 use crate::journal::TaskId;
 use crate::memory::ProcessSet;
-use crate::net::nft::{Nft, Table};
 use crate::sys::procfs::stat;
 use crate::target::{FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
 use ferry_transport::wire::control::TcpMode;
@@ -42,14 +43,6 @@ impl ProcessTarget {
         self.pages = pages;
         self
     }
-
-    fn start(&self) -> Result<Swrk, TargetError> {
-        let launch = Launch { criu: &self.criu.program, shim: self.criu.shim.as_deref(), pages: self.pages };
-        Swrk::start(&launch).map_err(|error| TargetError {
-            what: format!("CRIU cannot be started ({}): {error}", self.criu.program.display()),
-            log: None,
-        })
-    }
 }
 
 impl Target for ProcessTarget {
@@ -58,8 +51,8 @@ impl Target for ProcessTarget {
     }
 
     fn prepare(&mut self) -> Result<(), TargetError> {
-        if self.parked.is_none() {
-            self.parked = Some(self.start()?);
+        if !self.parked.as_mut().is_some_and(Swrk::is_up) {
+            self.parked = Some(self.criu.start(self.pages)?);
         }
         Ok(())
     }
@@ -81,7 +74,8 @@ impl Target for ProcessTarget {
         options.leave_running = Some(false);
         options.timeout = Some(deadline.as_secs().clamp(1, 3600) as u32);
 
-        let lock = NetworkLock::before_dump();
+        let lock = NetworkLock::of(&log, self.root);
+        let stopped = stopped_tasks(&*self.processes);
         let asked = Instant::now();
         swrk.dump(options).map_err(|error| failed("freeze", error, &log))?;
         // With a network namespace in the tree the first stage after the tasks stand
@@ -106,6 +100,8 @@ impl Target for ProcessTarget {
             freeze: asked.elapsed(),
             frozen: Instant::now(),
             lock,
+            stopped,
+            images: images.to_owned(),
             directory,
         }))
     }
@@ -122,6 +118,8 @@ struct Frozen {
     freeze: Duration,
     frozen: Instant,
     lock: NetworkLock,
+    stopped: Vec<TaskId>,
+    images: PathBuf,
     directory: std::fs::File,
 }
 
@@ -142,42 +140,37 @@ impl FrozenDump for Frozen {
             }
         }
         let times = FreezeTimes { freeze: self.freeze, dump: self.frozen.elapsed() };
-        let tree = self.processes.processes().unwrap_or_default();
+        let tree = self.processes.processes().and_then(|pids| pids.into_iter().map(TaskId::of).collect());
+        let flaw = match (&tree, self.pages) {
+            (Err(error), _) => Some(format!("the frozen tree cannot be listed: {error}")),
+            (Ok(_), PagePayload::Ferry) => verify_left_out(&self.images).err(),
+            (Ok(_), PagePayload::Criu) => None,
+        };
         let held = Held {
             swrk: Some(self.swrk),
             log: self.log,
             root: self.root,
-            tree,
+            tree: tree.unwrap_or_default(),
+            stopped: self.stopped,
             pinned: Vec::new(),
             times,
             lock: self.lock,
             _directory: self.directory,
         };
-        if self.pages == PagePayload::Ferry {
-            verify_payload_free(&held.log)?;
+        if let Some(flaw) = flaw {
+            let error = complain("dump", &flaw, &held.log);
+            Box::new(held).roll_back()?;
+            return Err(error);
         }
         Ok(Box::new(held))
     }
 }
 
-/// The largest `pages-*.img` of a dump without page payload: the vDSO and vvar of
-/// every task, a few pages each.
-const PAYLOAD_FREE: u64 = 64 << 20;
-
-/// Sees that the preloaded object did its work: a dump whose pages are CRIU's
-/// would be merged with ours and restore stale memory.
-fn verify_payload_free(log: &Path) -> Result<(), TargetError> {
-    let directory = log.parent().unwrap_or(Path::new("."));
-    let pages = std::fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
-    let size: u64 = pages.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
-    if size <= PAYLOAD_FREE {
-        return Ok(());
-    }
-    Err(complain("dump", "CRIU dumped the pages although it was told not to", log))
+/// Tasks that somebody else has stopped: they stay so whatever we do.
+fn stopped_tasks(processes: &dyn ProcessSet) -> Vec<TaskId> {
+    let pids = processes.processes().unwrap_or_default();
+    let stopped = pids.into_iter().filter(|pid| stat::of(*pid).is_ok_and(|stat| stat.state.0 == b'T'));
+    stopped.filter_map(|pid| TaskId::of(pid).ok()).collect()
 }
 
 /// The dump is complete and CRIU waits.
@@ -185,8 +178,10 @@ struct Held {
     swrk: Option<Swrk>,
     log: PathBuf,
     root: i32,
-    tree: Vec<i32>,
-    /// Tasks that our SIGSTOP is queued to, and that ran before the freeze.
+    tree: Vec<TaskId>,
+    /// Tasks that were stopped before the freeze.
+    stopped: Vec<TaskId>,
+    /// Tasks that our SIGSTOP is queued to.
     pinned: Vec<TaskId>,
     times: FreezeTimes,
     lock: NetworkLock,
@@ -199,36 +194,39 @@ impl HeldDump for Held {
     }
 
     fn pin(&mut self) -> Result<(), TargetError> {
-        for &pid in &self.tree {
-            let Ok(task) = TaskId::of(pid) else { continue };
+        for task in &self.tree {
             // Queued while CRIU's ptrace stop lasts; whatever ends that stop, the
-            // task then stops instead of running (facts: seen with kill -9 of CRIU).
-            kill(Pid::from_raw(pid), Signal::SIGSTOP).map_err(|errno| TargetError {
-                what: format!("process {pid} cannot be pinned: {errno}"),
-                log: None,
-            })?;
-            self.pinned.push(task);
+            // task then stops instead of running.
+            match kill(Pid::from_raw(task.pid), Signal::SIGSTOP) {
+                Ok(()) => self.pinned.push(*task),
+                Err(_) if !task.is_alive() => {}
+                Err(errno) => {
+                    let what = format!("process {} cannot be pinned: {errno}", task.pid);
+                    return Err(TargetError { what, log: None });
+                }
+            }
         }
-        Ok(())
+        // Only now: had CRIU died before the last signal, a task may have run.
+        if self.swrk.as_mut().is_some_and(Swrk::is_up) {
+            return Ok(());
+        }
+        Err(complain("pinning", "CRIU died meanwhile, so the images may be out of date", &self.log))
     }
 
     fn commit(mut self: Box<Self>) -> Result<(), TargetError> {
         let Some(mut swrk) = self.swrk.take() else { return Ok(()) };
-        let tree: Vec<TaskId> = self.tree.iter().filter_map(|pid| TaskId::of(*pid).ok()).collect();
         let ended = swrk.answer(true).and_then(|()| swrk.advance_to(&[], LET_GO));
         swrk.wait();
+        // CRIU kills and goes; what it left, or died before, is ours to see to.
+        let left = kill_all(&self.tree);
         self.lock.remove();
-        let outcome = match ended {
-            Ok(Reached::End { success: true, .. }) => Ok(()),
-            Ok(Reached::End { message, .. }) => Err(complain("removing the tree", &message, &self.log)),
-            Ok(Reached::Stage { .. }) => Ok(()),
-            Err(error) => Err(failed("removing the tree", error, &self.log)),
-        };
-        // CRIU kills and goes; what is left of it is ours to see to.
-        for task in tree.iter().filter(|task| task.is_alive()) {
-            let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
+        if left == 0 {
+            if let Err(error) = ended {
+                tracing::warn!(%error, root = self.root, "CRIU did not remove the tree, ferry did");
+            }
+            return Ok(());
         }
-        outcome
+        Err(complain("removing the tree", &format!("{left} processes cannot be killed"), &self.log))
     }
 
     fn roll_back(mut self: Box<Self>) -> Result<(), TargetError> {
@@ -239,10 +237,46 @@ impl HeldDump for Held {
         }
         swrk.wait();
         self.lock.remove();
-        for task in self.pinned.iter().filter(|task| task.is_alive()) {
+        for task in self.pinned.iter().filter(|task| task.is_alive() && !self.stopped.contains(task)) {
             let _ = kill(Pid::from_raw(task.pid), Signal::SIGCONT);
         }
-        Ok(())
+        self.see_it_run()
+    }
+}
+
+impl Held {
+    /// Waits until no task is held by us or CRIU any more.
+    fn see_it_run(&self) -> Result<(), TargetError> {
+        let deadline = Instant::now() + LET_GO;
+        loop {
+            let standing = self.tree.iter().filter(|task| !self.stopped.contains(task)).find(|task| {
+                stat::of(task.pid).is_ok_and(|stat| {
+                    stat.start_time == task.start_time && matches!(stat.state.0, b'T' | b't')
+                })
+            });
+            let Some(task) = standing else { return Ok(()) };
+            if Instant::now() > deadline {
+                let what = format!("process {} still stands still: `kill -CONT {0}`", task.pid);
+                return Err(complain("letting the workload run", &what, &self.log));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Kills tasks and waits until they are dead; how many are not.
+fn kill_all(tasks: &[TaskId]) -> usize {
+    let deadline = Instant::now() + LET_GO;
+    loop {
+        let mut left = 0;
+        for task in tasks.iter().filter(|task| task.is_alive()) {
+            let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
+            left += 1;
+        }
+        if left == 0 || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -250,33 +284,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         if self.swrk.is_some() {
             tracing::error!(root = self.root, "a held dump was dropped undecided; CRIU undoes it");
-        }
-    }
-}
-
-/// CRIU's tables of one moment: those that stand after a dump and did not before
-/// belong to it. After a dump that succeeded, or whose CRIU was killed, nobody
-/// else removes them.
-struct NetworkLock {
-    before: Vec<Table>,
-}
-
-impl NetworkLock {
-    fn before_dump() -> NetworkLock {
-        let before = Nft::open().and_then(|mut nft| nft.criu_tables()).unwrap_or_default();
-        NetworkLock { before }
-    }
-
-    fn remove(&self) {
-        let removed = Nft::open().and_then(|mut nft| {
-            let standing = nft.criu_tables()?;
-            standing
-                .iter()
-                .filter(|table| !self.before.contains(table))
-                .try_for_each(|table| nft.delete_table(table))
-        });
-        if let Err(error) = removed {
-            tracing::warn!(%error, "CRIU's network lock could not be removed");
         }
     }
 }

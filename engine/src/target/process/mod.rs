@@ -6,6 +6,8 @@
 //! `post-restore`: failure there removes the copy before its network opens.
 
 mod dump;
+mod lock;
+mod payload;
 mod restore;
 
 pub use dump::ProcessTarget;
@@ -14,7 +16,7 @@ pub use restore::ProcessRestorer;
 use super::TargetError;
 use crate::criu::log;
 use crate::criu::proto::{CGROUPS_IGNORE, LOCK_NFTABLES, Options};
-use crate::criu::rpc::RpcError;
+use crate::criu::rpc::{Launch, PagePayload, RpcError, Swrk};
 use ferry_transport::wire::control::TcpMode;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,26 @@ pub struct Criu {
     pub program: PathBuf,
     /// The object to preload; `None` where it cannot be used.
     pub shim: Option<PathBuf>,
+}
+
+impl Criu {
+    /// Starts it and lets it find out about the kernel: what takes tens of
+    /// milliseconds happens before a freeze.
+    fn start(&self, pages: PagePayload) -> Result<Swrk, TargetError> {
+        let launch = Launch { criu: &self.program, shim: self.shim.as_deref(), pages };
+        let problem = |error: &dyn std::fmt::Display| TargetError {
+            what: format!("CRIU cannot be started ({}): {error}", self.program.display()),
+            log: None,
+        };
+        let mut swrk = Swrk::start(&launch).map_err(|error| problem(&error))?;
+        match swrk.warm_up() {
+            Ok(()) => Ok(swrk),
+            Err(error) => {
+                swrk.kill();
+                Err(problem(&error))
+            }
+        }
+    }
 }
 
 /// The largest deleted-but-open file that CRIU carries in its images, in bytes.

@@ -1,7 +1,7 @@
 //! The destination's side: restore, hold, release or discard.
 
 use super::{Criu, common_options, complain, failed};
-use crate::criu::rpc::{Launch, PagePayload, Reached, Said, Swrk};
+use crate::criu::rpc::{PagePayload, Reached, Said, Swrk};
 use crate::journal::TaskId;
 use crate::target::{HeldRestore, ReleaseError, RestorePlan, Restorer, TargetError};
 use nix::sys::signal::{Signal, kill};
@@ -29,13 +29,8 @@ impl ProcessRestorer {
 
 impl Restorer for ProcessRestorer {
     fn prepare(&mut self, _work: &Path) -> Result<(), TargetError> {
-        if self.parked.is_none() {
-            let launch = Launch { criu: &self.criu.program, shim: None, pages: PagePayload::Criu };
-            let swrk = Swrk::start(&launch).map_err(|error| TargetError {
-                what: format!("CRIU cannot be started ({}): {error}", self.criu.program.display()),
-                log: None,
-            })?;
-            self.parked = Some(swrk);
+        if !self.parked.as_mut().is_some_and(Swrk::is_up) {
+            self.parked = Some(self.criu.start(PagePayload::Criu)?);
         }
         Ok(())
     }
@@ -121,20 +116,26 @@ impl HeldRestore for Held {
         let Some(mut swrk) = self.swrk.take() else {
             return Err(ReleaseError::Unknown(complain("release", "CRIU is not there", &self.log)));
         };
-        if let Err(error) = swrk.answer(true) {
-            // CRIU was dead before it could hear it: its tasks wait for it forever.
-            self.tree.remove_new();
-            return Err(ReleaseError::NeverRan(failed("release", error, &self.log)));
+        // CRIU lets go of the tasks after `pre-resume` is answered, and tells so by
+        // `post-resume`: whatever happens before that answer, nothing has run.
+        let reached = swrk.answer(true).and_then(|()| swrk.advance_to(&["pre-resume"], PATIENCE));
+        match reached {
+            Ok(Reached::Stage { .. }) => {}
+            Ok(Reached::End { message, .. }) => {
+                return Err(self.never_ran(swrk, complain("release", &message, &self.log)));
+            }
+            Err(error) => return Err(self.never_ran(swrk, failed("release", error, &self.log))),
         }
-        // `post-resume` comes right after CRIU has let go of the tasks.
-        match swrk.advance_to(&["post-resume"], PATIENCE) {
+        match swrk.answer(true).and_then(|()| swrk.advance_to(&["post-resume"], PATIENCE)) {
             Ok(Reached::Stage { .. }) => {
                 finish_in_background(swrk);
                 Ok(())
             }
             Ok(Reached::End { success: true, .. }) => Ok(()),
-            Ok(Reached::End { message, .. }) => Err(self.judge(complain("release", &message, &self.log))),
-            Err(error) => Err(self.judge(failed("release", error, &self.log))),
+            Ok(Reached::End { message, .. }) => {
+                Err(ReleaseError::Unknown(complain("release", &message, &self.log)))
+            }
+            Err(error) => Err(ReleaseError::Unknown(failed("release", error, &self.log))),
         }
     }
 
@@ -158,15 +159,17 @@ impl HeldRestore for Held {
 }
 
 impl Held {
-    /// After a failed release: CRIU says in its log when it killed what it built
-    /// before it ran.
-    fn judge(&self, error: TargetError) -> ReleaseError {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let resumed = log.contains("Tasks resumed");
-        if !resumed && self.tree.tasks().is_empty() {
+    /// Removes a copy whose tasks still hang in CRIU's hands. Only if every one is
+    /// gone can it be said that none will run.
+    fn never_ran(&self, mut swrk: Swrk, error: TargetError) -> ReleaseError {
+        swrk.kill();
+        self.tree.remove_new();
+        let left = self.tree.tasks();
+        if left.is_empty() {
             return ReleaseError::NeverRan(error);
         }
-        ReleaseError::Unknown(error)
+        let what = format!("{}; {} of its processes cannot be removed", error.what, left.len());
+        ReleaseError::Unknown(TargetError { what, ..error })
     }
 }
 
