@@ -81,6 +81,7 @@ fn a_rolled_back_dump_leaves_the_workload_running() {
         assert_eq!(count(&file), standing, "frozen");
         eprintln!("{:?}", held.times());
         held.roll_back().unwrap();
+        no_lock_is_left(&images);
         goes_on_from(&file, standing);
     }
     child.kill().unwrap();
@@ -111,10 +112,19 @@ fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
             goes_on_from(&file, standing);
         }
         held.roll_back().unwrap();
+        no_lock_is_left(&images);
         goes_on_from(&file, standing);
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Sees that CRIU's network lock of the dump in this directory is gone.
+fn no_lock_is_left(images: &Path) {
+    let log = std::fs::read_to_string(images.join("dump.log")).unwrap();
+    let id = log.lines().filter_map(|line| line.split_once("CRIU run id = ")).next_back().unwrap().1;
+    let tables = ferry_engine::net::nft::Nft::open().unwrap().criu_tables().unwrap();
+    assert!(!tables.iter().any(|table| format!("CRIU-{id}").starts_with(&table.name)), "{id}: {tables:?}");
 }
 
 /// Dead is not gone: the machine's init gets to its orphans when it likes.
@@ -165,6 +175,7 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
     assert!(taken.contains("is taken here"), "{taken}");
     assert_eq!(count(&file), standing, "the original was not harmed");
     held.commit().unwrap();
+    no_lock_is_left(&plan.images);
     child.wait().unwrap();
 
     let copy = restorer.restore(&plan).unwrap();

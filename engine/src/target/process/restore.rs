@@ -1,5 +1,6 @@
 //! The destination's side: restore, hold, release or discard.
 
+use super::lock::RestoredLock;
 use super::{Criu, common_options, complain, failed};
 use crate::criu::rpc::{PagePayload, Reached, Said, Swrk};
 use crate::journal::TaskId;
@@ -44,6 +45,7 @@ impl Restorer for ProcessRestorer {
         let mut options = common_options(&plan.images, directory.as_raw_fd(), LOG, plan.tcp);
         options.lazy_pages = Some(plan.lazy);
         let before = Tree::before_restore(&plan.pids);
+        let lock = RestoredLock::take_over(&plan.images);
         let reached = swrk.restore(options).and_then(|()| swrk.advance_to(&["post-restore"], PATIENCE));
         match reached {
             Ok(Reached::Stage { .. }) => {}
@@ -58,7 +60,7 @@ impl Restorer for ProcessRestorer {
                 return Err(failed("restore", error, &log));
             }
         }
-        Ok(Box::new(Held { swrk: Some(swrk), log, tree: before, _directory: directory }))
+        Ok(Box::new(Held { swrk: Some(swrk), log, tree: before, lock, _directory: directory }))
     }
 }
 
@@ -104,6 +106,7 @@ struct Held {
     swrk: Option<Swrk>,
     log: PathBuf,
     tree: Tree,
+    lock: RestoredLock,
     _directory: std::fs::File,
 }
 
@@ -116,6 +119,7 @@ impl HeldRestore for Held {
         let Some(mut swrk) = self.swrk.take() else {
             return Err(ReleaseError::Unknown(complain("release", "CRIU is not there", &self.log)));
         };
+        self.lock.remove();
         // CRIU lets go of the tasks after `pre-resume` is answered, and tells so by
         // `post-resume`: whatever happens before that answer, nothing has run.
         let reached = swrk.answer(true).and_then(|()| swrk.advance_to(&["pre-resume"], PATIENCE));
