@@ -299,3 +299,23 @@ fn a_copy_whose_criu_was_killed_never_ran_and_is_gone() {
     assert!(tasks.iter().all(|task| !task.is_alive()));
     assert_eq!(count(&file), standing);
 }
+
+#[test]
+fn another_users_process_is_dumped_without_the_right_to_set_its_limits() {
+    use std::os::unix::process::CommandExt;
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = criu(directory.path()) else { return };
+    let mut command = Command::new("sleep");
+    command.arg("300").current_dir("/").uid(65534).gid(65534).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let images = directory.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let mut target = target(&child, &criu);
+    let held = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    held.roll_back().unwrap();
+    assert!(child.try_wait().unwrap().is_none(), "it lives on");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
