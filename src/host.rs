@@ -1,10 +1,10 @@
 //! What this host is: where things are kept, and what it says of itself.
 
-use anyhow::{Context, Result, bail};
-use ferry_engine::target::process::Criu;
+use anyhow::{Result, bail};
+use ferry_engine::criu::install::{self, Installed, Wanted};
+use ferry_engine::criu::selftest::PayloadFree;
 use ferry_transport::wire::control::{Hello, PROTOCOL_VERSION};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Where state is kept unless `--state` or `FERRY_STATE` says otherwise.
 pub const STATE: &str = "/var/lib/ferry";
@@ -51,7 +51,7 @@ pub fn fast_directory(state: &Path) -> PathBuf {
 }
 
 /// What this side says first.
-pub fn hello(criu: &CriuFound) -> Hello {
+pub fn hello(criu: &Installed) -> Hello {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
@@ -62,43 +62,28 @@ pub fn hello(criu: &CriuFound) -> Hello {
         machine: std::env::consts::ARCH.into(),
         page_size: 4096,
         kernel: read("/proc/sys/kernel/osrelease").trim().into(),
-        criu: criu.version.clone(),
+        criu: criu.version.to_string(),
         cpu_features: features.split_whitespace().map(String::from).collect(),
     }
 }
 
-/// A CRIU that can be used.
-#[derive(Clone, Debug)]
-pub struct CriuFound {
-    /// How to start it.
-    pub criu: Criu,
-    /// Its version.
-    pub version: String,
+/// Finds a CRIU that works on this kernel: where `--criu` or `FERRY_CRIU` points,
+/// in ferry's own prefix, or on the PATH; else makes one, saying what it does.
+pub fn criu(chosen: Option<&Path>) -> Result<Installed> {
+    let wanted = Wanted { explicit: chosen.map(Path::to_owned), root: criu_root(), ..Wanted::default() };
+    let installed = install::find(&wanted, &mut |step| eprintln!("set-up: {step}"))?;
+    if let PayloadFree::Fails(why) = &installed.test.payload_free {
+        bail!(
+            "{} cannot leave memory to ferry ({why}): give another CRIU with --criu, or make one with `ferry setup`",
+            installed.program.display()
+        );
+    }
+    Ok(installed)
 }
 
-/// Finds CRIU: where `--criu` or `FERRY_CRIU` points, in ferry's own prefix, or on
-/// the PATH; else makes it, saying so.
-pub fn criu(chosen: Option<&Path>, state: &Path) -> Result<CriuFound> {
-    let prefix = Path::new(STATE).join("criu/bin/criu");
-    let program = match chosen {
-        Some(path) => path.to_owned(),
-        None if prefix.exists() => prefix,
-        None => bail!("no CRIU was found: run `ferry setup`, which makes a private one"),
-    };
-    let version = version_of(&program)?;
-    let shim = ferry_engine::criu::shim::place(&state.join("lib"))
-        .with_context(|| format!("the object for CRIU cannot be written under {}", state.display()))?;
-    Ok(CriuFound { criu: Criu { program, shim: Some(shim) }, version })
-}
-
-fn version_of(program: &Path) -> Result<String> {
-    let output = Command::new(program).arg("--version").output();
-    let output = output.with_context(|| format!("{} cannot be started", program.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
-    version
-        .map(|version| version.trim().to_owned())
-        .with_context(|| format!("{} is not CRIU", program.display()))
+/// Where the private CRIU is: `FERRY_CRIU_ROOT`, or the usual place.
+pub fn criu_root() -> PathBuf {
+    std::env::var_os("FERRY_CRIU_ROOT").map_or_else(|| PathBuf::from(install::DEFAULT_ROOT), PathBuf::from)
 }
 
 /// This program's own file: the helpers are started from it. Through /proc, so

@@ -62,7 +62,7 @@ struct Run {
 
 pub fn run(options: Options) -> Result<End> {
     host::need_root("demo")?;
-    host::criu(None, &options.common.state)?;
+    host::criu(None)?;
     let first = once(&options, &options.strategy)?;
     let second = options.compare.then(|| once(&options, "stop-and-copy")).transpose()?;
     let runs: Vec<&Run> = std::iter::once(&first).chain(&second).collect();
@@ -95,8 +95,6 @@ fn once(options: &Options, strategy: &str) -> Result<Run> {
     let (source, destination) = (lab.source(), lab.destination());
     pair(source, &lab.shared().join("source"), destination, &lab.shared().join("destination"))?;
     source.add_address(IpAddr::V4(SERVICE), 24)?;
-    // Both hosts number from 1: the workload must have numbers that are free there.
-    source.run(Program::shell("echo 4000 > /proc/sys/kernel/ns_last_pid"))?;
     let own = std::env::current_exe()?.display().to_string();
     let service = SocketAddr::from((SERVICE, PORT));
 

@@ -118,14 +118,14 @@ pub fn run(options: Options) -> Result<End> {
     let _lock = lock(&state, pid)?;
     let strategy = registry::parse(&options.strategy)?;
     let id = MigrationId(rand_id()?);
-    let found = host::criu(options.criu.as_deref(), &state)?;
+    let found = host::criu(options.criu.as_deref())?;
     let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;
     let tree = set.processes()?;
     if tree.contains(&(std::process::id() as i32)) {
         bail!("ferry itself is in the tree of {pid}: start it from outside of what is to be moved");
     }
     let needs = needs::of(&tree)?;
-    let target = ProcessTarget::new(pid, found.criu.clone(), Arc::new(DescendantSet::of(pid)?))?;
+    let target = ProcessTarget::new(pid, found.criu(), Arc::new(DescendantSet::of(pid)?))?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
     let _images = Remove(images.clone());
@@ -172,11 +172,11 @@ pub fn run(options: Options) -> Result<End> {
         deadline: options.deadline,
         freeze_deadline: options.freeze_deadline,
         doubt_patience: options.doubt_patience,
-        // CRIU on a small process, and the smaps walk of this one.
-        dump_cost: Duration::from_millis(20) + needs.smaps,
+        // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
+        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us) + needs.smaps,
         streams: options.streams as usize,
         tracker: "native".into(),
-        environment: Environment::here(&found.version),
+        environment: Environment::here(&found.version.to_string()),
         notes: Vec::new(),
     };
     let link = LinkOptions {

@@ -8,6 +8,7 @@ mod migrate;
 mod pair;
 mod receive;
 mod resolve;
+mod setup;
 mod status;
 
 use crate::exit::End;
@@ -56,6 +57,8 @@ pub enum Verb {
     Abort(abort::Options),
     /// End a migration that is in doubt.
     Resolve(resolve::Options),
+    /// Make a private CRIU that works on this kernel, and test it.
+    Setup(setup::Options),
     /// Run a self-checking process tree that serves a TCP counter.
     Workload(ferry_lab::workload::Options),
 }
@@ -70,6 +73,7 @@ pub fn run(verb: Verb) -> Result<End> {
         Verb::Status(options) => status::run(options),
         Verb::Abort(options) => abort::run(options),
         Verb::Resolve(options) => resolve::run(options),
+        Verb::Setup(options) => setup::run(options),
         Verb::Workload(options) => ferry_lab::workload::run(&options).map(|never| match never {}),
     }
 }

@@ -42,12 +42,12 @@ pub fn run(options: Options) -> Result<End> {
     let state = options.common.state.clone();
     let identity = Identity::load_or_create(&state)
         .with_context(|| format!("the identity under {} cannot be used", state.display()))?;
-    let found = host::criu(options.criu.as_deref(), &state)?;
+    let found = host::criu(options.criu.as_deref())?;
     let hooks = match &options.hook {
         Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
         None => Hooks::none(),
     };
-    let criu = found.criu.clone();
+    let criu = found.criu();
     let plan = ReceiverPlan {
         hello: host::hello(&found),
         work: host::fast_directory(&state),
@@ -55,7 +55,7 @@ pub fn run(options: Options) -> Result<End> {
         memory_limit: options.memory_limit,
         commit_patience: options.commit_patience,
         round_patience: Duration::from_secs(120),
-        restore_cost: Duration::from_millis(15),
+        restore_cost: Duration::from_micros(found.test.restore_us + found.test.release_us),
         hooks,
         restorer: Box::new(move || Box::new(ProcessRestorer::new(criu.clone()))),
         handover: Box::new(|| Box::new(PagerHandover::new(host::own_file()))),
