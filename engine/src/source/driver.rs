@@ -122,6 +122,8 @@ pub struct Source {
     predicted: Option<Duration>,
     final_bytes: Option<Bytes>,
     brownout: Option<Duration>,
+    /// What page streams of ended sessions sent.
+    sent_before: Bytes,
     doubt_since: Option<Instant>,
     notes: Vec<String>,
 }
@@ -162,6 +164,7 @@ impl Source {
             predicted: None,
             final_bytes: None,
             brownout: None,
+            sent_before: Bytes(0),
             doubt_since: None,
             notes,
         })
@@ -393,7 +396,7 @@ impl Source {
     /// In doubt: reconnects and asks, every second.
     async fn ask_outcome(&mut self) -> Result<SourceInput, String> {
         self.doubt_since.get_or_insert_with(Instant::now);
-        self.session = None;
+        drop(self.end_session());
         let asked = super::recovery::ask(&*self.connector, &self.plan.hello, self.plan.offer.id).await;
         let input = match asked {
             Ok(outcome) => learned(outcome),
@@ -430,7 +433,7 @@ impl Source {
             }
             SourceAction::TellAbort(cause) => {
                 let _ = self.send(Message::Abort(cause.clone())).await;
-                if let Some(session) = self.session.take() {
+                if let Some(session) = self.end_session() {
                     session.link.close(&cause).await;
                 }
             }
@@ -483,7 +486,7 @@ impl Source {
             Ok(Ok(Message::Drained)) => self.brownout = Some(began.elapsed()),
             _ => self.note("the end of the brownout was not seen: the link ended before it".into()),
         }
-        if let Some(session) = self.session.take() {
+        if let Some(session) = self.end_session() {
             session.link.close("completed").await;
         }
     }
@@ -633,7 +636,13 @@ impl Source {
 
     fn wire_bytes(&self) -> Bytes {
         let streams = self.session.as_ref().and_then(|session| session.streams.as_ref());
-        streams.map_or(Bytes(0), PageStreams::wire_bytes)
+        self.sent_before + streams.map_or(Bytes(0), PageStreams::wire_bytes)
+    }
+
+    /// Ends the session; what it sent still counts.
+    fn end_session(&mut self) -> Option<Session> {
+        self.sent_before = self.wire_bytes();
+        self.session.take()
     }
 
     async fn send(&mut self, message: Message) -> Result<(), String> {
