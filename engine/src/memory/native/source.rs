@@ -247,7 +247,7 @@ impl MemorySource for NativeSource {
             match self.sweep_space(at, round, sink, &mut scan, &mut untracked) {
                 Ok(()) => {}
                 // The next round finds out what became of it.
-                Err(MemoryError::Process { pid, .. }) if has_exited(pid) => {
+                Err(MemoryError::Process { pid, cause, .. }) if is_going(pid, &cause) => {
                     notes.add(format!("process {pid} exited during the round"));
                 }
                 Err(cause) => return Err(cause),
@@ -273,7 +273,7 @@ impl MemorySource for NativeSource {
                 .and_then(|mut sweep| sweep.count(tracking));
             match counted {
                 Ok(count) => pages += count,
-                Err(_) if has_exited(pid) => {}
+                Err(MemoryError::Process { cause, .. }) if is_going(pid, &cause) => {}
                 Err(cause) => return Err(cause),
             }
         }
@@ -306,11 +306,14 @@ impl MemorySource for NativeSource {
     }
 }
 
-fn has_exited(pid: i32) -> bool {
-    match stat::of(pid) {
-        Ok(stat) => stat.state.is_dead(),
-        Err(cause) => is_gone(&cause),
-    }
+/// Whether a process is exiting or has exited. It gives its memory up, which then
+/// cannot be opened (ESRCH), a moment before its state says so.
+fn is_going(pid: i32, refusal: &io::Error) -> bool {
+    is_gone(refusal)
+        || match stat::of(pid) {
+            Ok(stat) => stat.state.is_dead(),
+            Err(cause) => is_gone(&cause),
+        }
 }
 
 /// Notes for the report, a bounded number.
