@@ -1,12 +1,30 @@
-.PHONY: demo test lint
+.PHONY: demo test test-apps test-slow lint
 
+# Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:
 	cargo run --release --bin ferry -- demo
 
-# The tests that need no CRIU and no second host; the others are run by name.
+# One build, then every suite. Real processes, a real CRIU: root. Suites that share CPU-bound
+# workloads run one after another.
 test:
-	cargo test --release -p ferry-transport --lib
-	cargo test --release -p ferry-engine --lib -- journal strategy source destination criu page_store
+	cargo build --release --workspace --all-targets
+	cargo run --release --bin ferry -- setup
+	cargo test --release -p ferry-transport
+	cargo test --release -p ferry-engine --lib
+	cargo test --release -p ferry-engine --test store_model --test store_images --test net_hooks
+	cargo test --release -p ferry-engine --test criu_process --test lazy_restore --test check_source
+	cargo test --release -p ferry-engine --test native_memory
+
+# Real programs, each there and back three times.
+test-apps:
+	scripts/install-test-apps
+	cargo run --release --bin ferry -- setup
+	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
+
+# Suites that a busy machine can make fail.
+test-slow:
+	cargo test --release -p ferry-lab
+	cargo test --release -p ferry-engine --test net_identity --test native_processes --test criu_install
 
 lint:
 	cargo fmt --check
