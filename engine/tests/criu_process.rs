@@ -305,8 +305,9 @@ fn another_users_process_is_dumped_without_the_right_to_set_its_limits() {
     use std::os::unix::process::CommandExt;
     let directory = tempfile::tempdir().unwrap();
     let Some(criu) = criu(directory.path()) else { return };
-    let mut command = Command::new("sleep");
-    command.arg("300").current_dir("/").uid(65534).gid(65534).process_group(0);
+    // A session of its own: in a PID namespace CRIU refuses a session from outside.
+    let mut command = Command::new("setsid");
+    command.args(["sleep", "300"]).current_dir("/").uid(65534).gid(65534);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     std::thread::sleep(Duration::from_millis(50));
