@@ -72,7 +72,7 @@ pub enum SourceRecord {
         to: String,
         /// The engine that does it.
         engine: TaskId,
-        /// The address that moves, `ADDR/LEN@IFACE`, if one does.
+        /// The address that moves, `ADDR/LEN@IFACE` as this host has it, if one does.
         move_ip: Option<String>,
     },
     /// A freeze was requested.

@@ -19,7 +19,7 @@ use ferry_transport::link::{Connector, ControlReceiver, ControlSender, Link, Lin
 use ferry_transport::page::Round;
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{
-    FinalSpace, FinalState, Hello, Message, Offer, PROTOCOL_VERSION, RestoreMode, RestoreTimes, RoundTotals,
+    FinalSpace, FinalState, Hello, Message, Offer, PROTOCOL_VERSION, RestoreMode, RoundTotals,
 };
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -133,12 +133,15 @@ impl Source {
     pub fn new(plan: SourcePlan, parts: SourceParts) -> std::io::Result<Source> {
         let mut journal = Journal::open(&plan.state, plan.offer.id)?;
         let engine = TaskId::of(std::process::id() as i32)?;
-        let move_ip = plan.offer.move_address.as_ref();
+        // With the interface that has it here: where `ferry resolve` gives it back.
+        let moving = plan.offer.move_address.as_ref().zip(parts.network.address.as_ref());
+        let move_ip =
+            moving.map(|(to, here)| format!("{}/{}@{}", to.address, to.prefix, here.interface().name));
         journal.append(&SourceRecord::Started {
             target: plan.offer.target.clone(),
             to: plan.to.clone(),
             engine,
-            move_ip: move_ip.map(|m| format!("{}/{}@{}", m.address, m.prefix, m.interface)),
+            move_ip,
         })?;
         let notes = plan.notes.clone();
         Ok(Source {
@@ -351,7 +354,7 @@ impl Source {
         let state = self.final_state(totals(round, &scan), &spaces, images)?;
         self.send(Message::FinalState(Box::new(state))).await?;
         self.tasks = spaces.iter().filter_map(|space| TaskId::of(space.pid).ok()).collect();
-        match self.receive_by(self.time_left()).await? {
+        match self.receive_frozen().await? {
             Message::RoundAcked(acked) if acked == round => {}
             other => return Err(unexpected(&other)),
         }
@@ -363,10 +366,10 @@ impl Source {
     /// Frozen: the destination restores. On Ready the tasks are pinned and the
     /// journal says so; then, and only then, may Commit be sent.
     async fn await_ready(&mut self) -> Result<SourceInput, String> {
-        let RestoreTimes { .. } = match self.receive_by(self.time_left()).await? {
-            Message::Ready(times) => times,
+        match self.receive_frozen().await? {
+            Message::Ready(_) => {}
             other => return Err(unexpected(&other)),
-        };
+        }
         self.lap(|parts| &mut parts.restore_ms);
         let Hold::Held(held) = &mut self.hold else { return Err("nothing is held".into()) };
         tokio::task::block_in_place(|| held.pin()).map_err(|error| error.to_string())?;
@@ -652,21 +655,23 @@ impl Source {
 
     /// The next message, unless the user gives up or time runs out.
     async fn receive(&mut self, patience: Duration) -> Result<Message, String> {
-        let session = self.session.as_mut().ok_or("not connected")?;
-        let receiver = &mut session.receiver;
-        let received = async { receiver.recv().await.map_err(|error| error.to_string()) };
-        match tokio::time::timeout(patience, or_abort(&mut self.abort, received)).await {
-            Ok(Ok(Message::Failed(why))) => Err(format!("the destination: {why}")),
-            Ok(other) => other,
-            Err(_) => Err(format!("the destination did not answer within {patience:?}")),
-        }
+        self.next_message(patience, format!("the destination did not answer within {patience:?}")).await
     }
 
-    /// As [`Source::receive`], within the freeze.
-    async fn receive_by(&mut self, patience: Duration) -> Result<Message, String> {
+    /// As [`Source::receive`], within what is left of the freeze.
+    async fn receive_frozen(&mut self) -> Result<Message, String> {
+        let deadline = self.plan.freeze_deadline;
+        let too_late = format!(
+            "the workload stood still for {deadline:?} without a decision: the freeze deadline passed"
+        );
+        self.next_message(self.time_left(), too_late).await
+    }
+
+    /// The next message; an end of the link or of a page stream, the peer's failure
+    /// and the user's giving up are errors, and so is silence.
+    async fn next_message(&mut self, patience: Duration, silence: String) -> Result<Message, String> {
         let abort = self.abort.clone();
-        let session = self.session.as_mut().ok_or("not connected")?;
-        let Session { receiver, streams, .. } = session;
+        let Session { receiver, streams, .. } = self.session.as_mut().ok_or("not connected")?;
         let broken = async {
             match streams {
                 Some(streams) => streams.broken().await,
@@ -681,10 +686,7 @@ impl Source {
             },
             error = broken => Err(error.to_string()),
             why = aborted(abort) => Err(why),
-            () = tokio::time::sleep(patience) => Err(format!(
-                "the workload stood still for {:?} without a decision: the freeze deadline passed",
-                self.plan.freeze_deadline
-            )),
+            () = tokio::time::sleep(patience) => Err(silence),
         }
     }
 
