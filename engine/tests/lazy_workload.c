@@ -162,8 +162,9 @@ int main(int argc, char **argv) {
         verify_zero("munmap", q, eighth);
     } else if (!strcmp(mode, "mremap")) {
         skip_from = pages / 2; skip_to = skip_from + eighth;
+        // Below: mappings grow downwards, and 64 GiB above may be beyond user space.
         unsigned char *to = mremap(q, eighth * PAGE, eighth * PAGE * 2, MREMAP_MAYMOVE | MREMAP_FIXED,
-                                   big + (1UL << 36));
+                                   big - (1UL << 36));
         if (to == MAP_FAILED) fail("mremap", 0, 0, 0);
         verify("moved", to - skip_from * PAGE, skip_from, skip_to, 0, 0);
         verify_zero("grown", to + eighth * PAGE, eighth);
