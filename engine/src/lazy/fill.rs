@@ -200,7 +200,10 @@ impl Space {
             self.arena.populate(piece.offset, piece.len);
         }
         let (mut rest, mut whole) = (Some(piece), true);
+        // Whether the last attempt at just this piece found no mapping for it.
+        let mut refused = false;
         while let Some(now) = rest {
+            let again = std::mem::take(&mut refused);
             let src = source + (now.offset - piece.offset);
             rest = match self.uffd.copy(now.address, src, now.len) {
                 Ok(Filled::All) => {
@@ -220,6 +223,13 @@ impl Space {
                 Ok(Filled::Changing) => {
                     self.pending().put(now);
                     return Ok(Step::Blocked);
+                }
+                // The kernel looks for changes first and for the mapping then: one that is
+                // being moved away in between is not found either. Until its event is
+                // read, which the gate rules out, a second attempt is told of the change.
+                Ok(Filled::Unmapped) if !again => {
+                    refused = true;
+                    Some(now)
                 }
                 // A copy must lie in one mapping, and the workload may have split it.
                 Ok(Filled::Unmapped) if now.len > PAGE_SIZE as u64 => {
