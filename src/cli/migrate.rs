@@ -7,7 +7,6 @@ use crate::progress::Watch;
 use anyhow::{Context, Result, bail};
 use ferry_engine::memory::ProcessSet;
 use ferry_engine::memory::native::{DescendantSet, NativeSource};
-use ferry_engine::net::address::AddressHolder;
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
@@ -131,7 +130,6 @@ pub fn run(options: Options) -> Result<End> {
     let _images = Remove(images.clone());
 
     let hello = host::hello(&found);
-    let address = options.move_ip.as_ref().map(AddressHolder::at_source).transpose()?;
     let hooks = match &options.hook {
         Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
         None => Hooks::none(),
@@ -202,7 +200,8 @@ pub fn run(options: Options) -> Result<End> {
         memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
         strategy,
         connector: Box::new(connector),
-        network: SourceNetwork { address, hooks, facts },
+        network: SourceNetwork::prepare(options.move_ip.as_ref(), hooks, facts)
+            .map_err(anyhow::Error::msg)?,
         observer: Box::new(Watch::new()),
         abort,
     };

@@ -187,8 +187,8 @@ impl AddressHolder {
 
     /// Whether the address is on this interface now.
     pub fn is_here(&mut self) -> Result<bool, AddressError> {
-        let held = addresses(&mut self.route).map_err(|cause| self.kernel("looking for", cause))?;
-        Ok(held.iter().any(|held| held.address == self.address && held.interface == self.interface.index))
+        let held = is_held(&mut self.route, self.interface.index, self.address);
+        held.map_err(|cause| self.kernel("looking for", cause))
     }
 
     /// The interface it is taken off or given to.
@@ -214,6 +214,11 @@ pub fn local_addresses() -> io::Result<Vec<Held>> {
 /// Every interface in this thread's network namespace.
 pub fn local_interfaces() -> io::Result<Vec<Interface>> {
     interfaces(&mut Netlink::open(NETLINK_ROUTE)?)
+}
+
+/// Whether this interface has this address now.
+pub(super) fn is_held(route: &mut Netlink, interface: u32, address: IpAddr) -> io::Result<bool> {
+    Ok(addresses(route)?.iter().any(|held| held.address == address && held.interface == interface))
 }
 
 fn by_index(route: &mut Netlink, index: u32) -> io::Result<Interface> {

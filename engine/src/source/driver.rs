@@ -134,9 +134,8 @@ impl Source {
         let mut journal = Journal::open(&plan.state, plan.offer.id)?;
         let engine = TaskId::of(std::process::id() as i32)?;
         // With the interface that has it here: where `ferry resolve` gives it back.
-        let moving = plan.offer.move_address.as_ref().zip(parts.network.address.as_ref());
-        let move_ip =
-            moving.map(|(to, here)| format!("{}/{}@{}", to.address, to.prefix, here.interface().name));
+        let moving = plan.offer.move_address.as_ref().zip(parts.network.interface());
+        let move_ip = moving.map(|(to, here)| format!("{}/{}@{}", to.address, to.prefix, here.name));
         journal.append(&SourceRecord::Started {
             target: plan.offer.target.clone(),
             to: plan.to.clone(),
