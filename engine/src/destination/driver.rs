@@ -200,7 +200,10 @@ impl Destination {
                     self.stored(&totals).await?;
                     self.say(Message::RoundAcked(totals.round)).await?;
                 }
-                Message::Freezing => self.network()?.take_over()?,
+                Message::Freezing => {
+                    self.record(&DestinationRecord::TakingOver)?;
+                    self.network()?.take_over()?;
+                }
                 Message::Image(part) => {
                     let images = self.images.as_mut().ok_or("no place for images")?;
                     images.put(part)?;

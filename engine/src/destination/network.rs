@@ -7,6 +7,7 @@
 
 use crate::net::address::AddressHolder;
 use crate::net::announce::Announcer;
+use crate::net::connections;
 use crate::net::hold::Hold;
 use crate::net::hooks::{HookFacts, Hooks, Stage};
 use crate::net::nft::DropTable;
@@ -56,6 +57,10 @@ impl DestinationNetwork {
     pub(super) fn take_over(&mut self) -> Result<(), String> {
         let Some(moving) = &mut self.moving else { return Ok(()) };
         moving.drop.install().map_err(|error| format!("the drop table: {error}"))?;
+        // Of an earlier stay of the workload here that was not ended in order.
+        if let Err(error) = connections::destroy_orphans(moving.address.address()) {
+            tracing::debug!(%error, "closing connections were left as they are");
+        }
         if let Some(Err(error)) = moving.hold.as_mut().map(Hold::begin) {
             tracing::warn!(%error, "packets cannot be held here");
             moving.hold = None;

@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod announce;
+pub mod connections;
 pub mod hold;
 pub mod hooks;
 pub mod interface;

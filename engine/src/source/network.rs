@@ -1,9 +1,8 @@
 //! The source's side of the network identity: the moving address and the hooks.
 
-use crate::net::address::AddressHolder;
+use crate::net::address::{AddressHolder, Place};
 use crate::net::announce::Announcer;
 use crate::net::hooks::{HookFacts, Hooks, Stage};
-use crate::net::interface::Interface;
 use ferry_transport::wire::control::AddressMove;
 
 /// What leaves the source's network at the freeze and comes back on an abort.
@@ -36,9 +35,9 @@ impl SourceNetwork {
         Ok(SourceNetwork { moving: moved.map(prepare).transpose()?, hooks, facts })
     }
 
-    /// The interface here that has the moving address.
-    pub(super) fn interface(&self) -> Option<&Interface> {
-        self.moving.as_ref().map(|moving| moving.address.interface())
+    /// The moving address, as this host has it.
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.moving.as_ref().map(|moving| moving.address.place())
     }
 
     /// Runs the hooks of a stage. On error the stage must not go on.
@@ -52,8 +51,8 @@ impl SourceNetwork {
         moving.address.take_off().map_err(|error| error.to_string())
     }
 
-    /// Gives the address back to this host, and tells the clients; harmless when it
-    /// never left.
+    /// Gives the address back to this host, and tells the clients, which the
+    /// destination may have called; harmless when it never left.
     pub(super) fn take_back(&mut self) -> Result<(), String> {
         let Some(moving) = &mut self.moving else { return Ok(()) };
         moving.address.give().map_err(|error| error.to_string())?;
