@@ -6,8 +6,8 @@ use crate::exit::End;
 use crate::host;
 use anyhow::{Context, Result, bail};
 use ferry_engine::destination::recovery as destination;
-use ferry_engine::journal::{self, DestinationRecord, Journal, Side, SourceRecord};
-use ferry_engine::source::recovery::{self as source, SourceStanding, kill_tasks};
+use ferry_engine::journal::{self, Side, SourceRecord};
+use ferry_engine::source::recovery::{self as source, SourceStanding};
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{Hello, MigrationId, Outcome, PROTOCOL_VERSION};
 use std::net::ToSocketAddrs;
@@ -56,11 +56,8 @@ pub fn run(options: Options) -> Result<End> {
         return Ok(End::InDoubt);
     };
     let side = if runs == Runs::Here { Side::Destination } else { Side::Source };
-    let mut journal = Journal::<DestinationRecord>::open(state, id)?;
-    journal.append(&DestinationRecord::Resolved { runs: side })?;
-    journal.sync()?;
+    destination::resolve(state, &host::fast_directory(state), id, &tasks, side)?;
     if runs == Runs::There {
-        kill_tasks(&tasks);
         println!("{id}: what was here of the copy was removed");
     }
     Ok(End::Done)
@@ -70,6 +67,12 @@ fn resolve_source(options: &Options) -> Result<End> {
     let (state, id) = (&options.common.state, options.id);
     match source::standing(state, id)? {
         SourceStanding::InDoubt { .. } => {}
+        SourceStanding::Interrupted => {
+            for line in source::settle(state, id)? {
+                println!("{id}: {line}");
+            }
+            return Ok(End::Done);
+        }
         SourceStanding::UnderWay => bail!("its engine is still at work, and asks by itself"),
         other => {
             println!("{id}: not in doubt here: {other:?}");

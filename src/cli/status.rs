@@ -35,7 +35,10 @@ pub fn run(options: Options) -> Result<End> {
             SourceStanding::Unknown => continue,
             SourceStanding::UnderWay => ("under way", String::new(), false),
             SourceStanding::Interrupted => {
-                ("interrupted", "its engine died; the workload runs here".into(), true)
+                let detail = format!(
+                    "its engine died; the workload runs here: `ferry resolve {id}` gives its address back"
+                );
+                ("interrupted", detail, false)
             }
             SourceStanding::InDoubt { tasks } => (
                 "in doubt",

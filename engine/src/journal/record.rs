@@ -75,10 +75,12 @@ pub enum SourceRecord {
         /// The address that moves, `ADDR/LEN@IFACE` as this host has it, if one does.
         move_ip: Option<String>,
     },
-    /// A freeze was requested.
+    /// A freeze was requested: the address that moves may be off this host from here on.
     Freezing,
-    /// Commit may have been sent from here on. The tasks are pinned: they do not
-    /// run unless somebody sends them SIGCONT.
+    /// Commit may have been sent from here on. The tasks are pinned after this is
+    /// written and before Commit is sent: they do not run then unless somebody sends
+    /// them SIGCONT. An engine that dies in between leaves them running, and a
+    /// destination that never heard Commit.
     Committing {
         /// Every process of the tree.
         tasks: Vec<TaskId>,
@@ -135,6 +137,11 @@ pub enum DestinationRecord {
     Committed,
     /// The hold is being released: something may have run from here on.
     Released,
+    /// The release failed, its receiver gave up, and nothing can be proved.
+    InDoubt {
+        /// What is known.
+        cause: String,
+    },
     /// It runs here.
     Resumed,
     /// Every page has been handed over.

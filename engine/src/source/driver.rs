@@ -363,8 +363,10 @@ impl Source {
         Ok(SourceInput::FinalSent)
     }
 
-    /// Frozen: the destination restores. On Ready the tasks are pinned and the
-    /// journal says so; then, and only then, may Commit be sent.
+    /// Frozen: the destination restores. On Ready the journal says Committing, then
+    /// the tasks are pinned: the other way round an engine that dies in between would
+    /// leave them stopped and nothing that says so. Then, and only then, may Commit
+    /// be sent.
     async fn await_ready(&mut self) -> Result<SourceInput, String> {
         match self.receive_frozen().await? {
             Message::Ready(_) => {}
@@ -372,11 +374,11 @@ impl Source {
         }
         self.lap(|parts| &mut parts.restore_ms);
         let Hold::Held(held) = &mut self.hold else { return Err("nothing is held".into()) };
-        tokio::task::block_in_place(|| held.pin()).map_err(|error| error.to_string())?;
         let tasks = self.tasks.clone();
         self.journal
             .append(&SourceRecord::Committing { tasks })
             .map_err(|error| format!("the journal cannot be written: {error}"))?;
+        tokio::task::block_in_place(|| held.pin()).map_err(|error| error.to_string())?;
         Ok(SourceInput::ReadyAndPinned)
     }
 

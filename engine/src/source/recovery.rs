@@ -2,11 +2,13 @@
 //!
 //! The source's tasks are in one of three conditions, which the journal tells:
 //! before `committing` CRIU let them run when its engine died; from `committing`
-//! on they are stopped beneath it (state T) until somebody decides; after
-//! `completed` or `aborted` there is nothing to decide.
+//! on they are stopped beneath it (state T) until somebody decides, but for the
+//! instant between that record and the last task's pin, in which an engine's death
+//! lets them run and no Commit is sent; after `completed` or `aborted` there is
+//! nothing to decide.
 
 use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
-use crate::net::address::AddressHolder;
+use crate::net::address::{AddressError, AddressHolder};
 use ferry_transport::link::{Connector, LinkError};
 use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
 use nix::sys::signal::{Signal, kill};
@@ -71,7 +73,8 @@ pub fn standing(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     Ok(conclude(&entries, TaskId::is_alive))
 }
 
-fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
+/// What the records say, told which processes are alive. Pure.
+pub fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
     let mut standing = SourceStanding::Unknown;
     let mut engine_lives = false;
     for entry in entries {
@@ -101,9 +104,6 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
-    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
-    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
-    let _ = journal.sync();
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
@@ -111,18 +111,38 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
             done.push(format!("the {} stopped processes here were removed", tasks.len()));
         }
         Side::Source => {
-            if let Some(moved) = moved_address(state, id) {
-                let given = AddressHolder::at_destination(&moved).and_then(|mut holder| holder.give());
-                done.push(match given {
-                    Ok(()) => format!("{} is on {} again", moved.address, moved.interface),
-                    Err(error) => format!("the address {}: {error}", moved.address),
-                });
-            }
+            done.extend(give_address_back(state, id));
             continue_tasks(&tasks);
             done.push(format!("the {} processes run again here", tasks.len()));
         }
     }
+    // Last: what was done may be done again, what is written down is not.
+    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
+    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
+    let _ = journal.sync();
     Ok(done)
+}
+
+/// Ends a migration whose engine died before Commit could be sent. CRIU let the
+/// tasks run when that happened; the address may still be off this host.
+pub fn settle(state: &Path, id: MigrationId) -> io::Result<Vec<String>> {
+    if standing(state, id)? != SourceStanding::Interrupted {
+        return Ok(Vec::new());
+    }
+    let mut done = vec!["its engine died before the commit; the workload runs here".to_owned()];
+    done.extend(give_address_back(state, id));
+    Journal::open(state, id)?.append(&SourceRecord::Aborted { cause: "its engine died".into() })?;
+    Ok(done)
+}
+
+/// Gives this host the address that was to move, if one was and it is not here.
+fn give_address_back(state: &Path, id: MigrationId) -> Option<String> {
+    let moved = moved_address(state, id)?;
+    match AddressHolder::at_destination(&moved).and_then(|mut holder| holder.give()) {
+        Ok(()) => Some(format!("{} is on {} again", moved.address, moved.interface)),
+        Err(AddressError::AlreadyHere { .. }) => None,
+        Err(error) => Some(format!("the address {}: {error}", moved.address)),
+    }
 }
 
 fn moved_address(state: &Path, id: MigrationId) -> Option<AddressMove> {

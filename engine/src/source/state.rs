@@ -62,9 +62,9 @@ pub enum SourceInput {
     Frozen,
     /// The dump is held, and pages, images and final state are sent.
     FinalSent,
-    /// The destination holds a complete copy, and here every task is pinned
-    /// beneath CRIU's hold and Committing is journaled: from now on no crash of
-    /// ours lets them run.
+    /// The destination holds a complete copy, and here Committing is journaled and
+    /// then every task pinned beneath CRIU's hold: from now on no crash of ours lets
+    /// them run.
     ReadyAndPinned,
     /// The copy runs.
     Resumed,
