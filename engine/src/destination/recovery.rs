@@ -138,6 +138,8 @@ pub enum ReleaseTrace {
 pub enum Settlement {
     /// Nothing: it has ended, or its receiver is at work, or only an operator can tell.
     Leave,
+    /// That nothing ran, or shall run, is written down: what may be left is removed.
+    CleanUp,
     /// It runs here: that is to be written down.
     Resumed,
     /// Nothing ran: that is to be written down, then what is left is removed.
@@ -162,7 +164,8 @@ pub fn settlement(
             }
             ReleaseTrace::Failed | ReleaseTrace::Silent => Settlement::Leave,
         },
-        S::Unknown | S::UnderWay | S::Resumed | S::Discarded { .. } | S::Resolved(_) => Settlement::Leave,
+        S::Discarded { .. } | S::Resolved(Side::Source) => Settlement::CleanUp,
+        S::Unknown | S::UnderWay | S::Resumed | S::Resolved(Side::Destination) => Settlement::Leave,
     }
 }
 
@@ -172,6 +175,13 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
     let found = standing(state, id)?;
     match settlement(&found, || release_trace(work, id), TaskId::is_alive) {
         Settlement::Leave => return Ok(found),
+        Settlement::CleanUp => {
+            // The directory goes last: where it is gone, everything is.
+            if work_directory(work, id).exists() {
+                remove_copy(state, work, id, found.tasks())?;
+            }
+            return Ok(found);
+        }
         Settlement::Resumed => Journal::open(state, id)?.append(&DestinationRecord::Resumed)?,
         Settlement::Discard(cause) => {
             Journal::open(state, id)?.append(&DestinationRecord::Discarded { cause: cause.into() })?;
