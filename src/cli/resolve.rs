@@ -6,8 +6,7 @@ use crate::exit::End;
 use crate::host;
 use anyhow::{Context, Result, bail};
 use ferry_engine::destination::recovery as destination;
-use ferry_engine::journal::{self, DestinationRecord, Journal, Side, SourceRecord};
-use ferry_engine::net::connections;
+use ferry_engine::journal::{self, Side, SourceRecord};
 use ferry_engine::source::recovery::{self as source, SourceStanding};
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{Hello, MigrationId, Outcome, PROTOCOL_VERSION};
@@ -58,11 +57,8 @@ pub fn run(options: Options) -> Result<End> {
         return Ok(End::InDoubt);
     };
     let side = if runs == Runs::Here { Side::Destination } else { Side::Source };
-    let mut journal = Journal::<DestinationRecord>::open(state, id)?;
-    journal.append(&DestinationRecord::Resolved { runs: side })?;
-    journal.sync()?;
+    destination::resolve(state, &host::fast_directory(state), id, &tasks, side)?;
     if runs == Runs::There {
-        connections::kill_quietly(&tasks);
         println!("{id}: what was here of the copy was removed");
     }
     Ok(End::Done)

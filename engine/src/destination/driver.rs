@@ -373,6 +373,12 @@ impl Destination {
                 }
                 Ok(())
             }
+            DestinationAction::JournalInDoubt(cause) => {
+                if let Err(error) = self.record(&DestinationRecord::InDoubt { cause }) {
+                    self.note(error);
+                }
+                Ok(())
+            }
             DestinationAction::Discard => {
                 self.discard().await;
                 Ok(())

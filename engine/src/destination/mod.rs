@@ -3,7 +3,7 @@
 mod admission;
 mod driver;
 mod handover;
-mod images;
+pub(crate) mod images;
 mod network;
 mod pages;
 mod receiver;

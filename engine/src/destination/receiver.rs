@@ -177,6 +177,11 @@ impl Receiver {
         let mut reasons = admission::reasons(offer, theirs, &host);
         if active.contains_key(&offer.id) {
             reasons.push("this migration is under way already".into());
+        } else if recovery::standing(&plan.state, offer.id).ok()
+            != Some(recovery::DestinationStanding::Unknown)
+        {
+            // A second Accepted in its journal would deny what the first ones came to.
+            reasons.push("a migration of this number was here before: start a new one".into());
         }
         if !reasons.is_empty() {
             return Err(reasons);

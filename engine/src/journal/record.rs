@@ -154,6 +154,11 @@ pub enum DestinationRecord {
     Committed,
     /// The hold is being released: something may have run from here on.
     Released,
+    /// The release failed, its receiver gave up, and nothing can be proved.
+    InDoubt {
+        /// What is known.
+        cause: String,
+    },
     /// It runs here.
     Resumed,
     /// Every page has been handed over.

@@ -256,7 +256,7 @@ fn addresses(route: &mut Netlink) -> io::Result<Vec<Held>> {
     Ok(found)
 }
 
-fn parse(payload: &[u8]) -> Option<Held> {
+pub(crate) fn parse(payload: &[u8]) -> Option<Held> {
     let attributes = Attributes::after(payload, IFADDR);
     // On a point-to-point link ADDRESS is the far end; LOCAL is absent for most of IPv6.
     let octets = attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?;

@@ -49,7 +49,7 @@ pub fn bring_up(route: &mut Netlink, name: &str) -> io::Result<()> {
     route.request(&mut request, &[])
 }
 
-fn parse(payload: &[u8]) -> Option<Interface> {
+pub(crate) fn parse(payload: &[u8]) -> Option<Interface> {
     let attributes = Attributes::after(payload, IFINFO);
     let hardware = read_u16(payload, 2)?;
     let flags = read_u32(payload, 8)?;

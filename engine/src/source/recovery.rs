@@ -74,7 +74,8 @@ pub fn standing(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     Ok(conclude(&entries, TaskId::is_alive))
 }
 
-fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
+/// What the records say, told which processes are alive. Pure.
+pub fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
     let mut standing = SourceStanding::Unknown;
     let mut engine_lives = false;
     let mut held = Vec::new();
@@ -124,9 +125,6 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
-    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
-    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
-    let _ = journal.sync();
     let Left { address, images, stopped, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
@@ -145,6 +143,10 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
             }
         }
     }
+    // Last: what was done may be done again, what is written down is not.
+    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
+    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
+    let _ = journal.sync();
     let _ = std::fs::remove_dir_all(images);
     Ok(done)
 }
