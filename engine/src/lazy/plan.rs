@@ -13,7 +13,8 @@ use crate::sys::arena;
 use ferry_transport::page::{PageAddr, PageRange};
 use ferry_transport::units::PageCount;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ferrypl1");
@@ -62,11 +63,15 @@ impl Plan {
     }
 
     /// Reads it back.
-    pub(super) fn read(mut file: File) -> io::Result<Plan> {
+    pub(super) fn read(file: &File) -> io::Result<Plan> {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed plan");
-        file.seek(SeekFrom::Start(0))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_PLAN).read_to_end(&mut bytes)?;
+        let len = file.metadata()?.len();
+        if len > MAX_PLAN {
+            return Err(malformed());
+        }
+        // By position: the file's own is shared with whoever reads it after us.
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, 0)?;
         let mut words = bytes.chunks_exact(8).map(|word| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(word);
