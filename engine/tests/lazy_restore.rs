@@ -9,18 +9,14 @@ mod lazy_support;
 use ferry_engine::images::assemble;
 use ferry_engine::lazy::PagerHandle;
 use ferry_transport::wire::control::RestoreMode;
-use lazy_support::{PAGER, Workload, criu, report, wait};
+use lazy_support::{Workload, criu, pager_command, report, wait};
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 /// Not a test of its own: what the pager process runs.
 #[test]
 fn pager_process() {
-    if std::env::var_os(PAGER).is_some() {
-        let code = ferry_engine::lazy::pager_main();
-        std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
-    }
+    lazy_support::pager_if_told();
 }
 
 fn lazily(mode: &str, results: usize, pause: Duration) {
@@ -117,9 +113,7 @@ fn the_pager_survives_its_engine() {
 fn a_parked_pager_leaves_with_its_engine() {
     let Some(_) = criu() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "pager_process", "--nocapture"]).env(PAGER, "1");
-    let pager = PagerHandle::spawn_command(&mut command, dir.path()).unwrap();
+    let pager = PagerHandle::spawn_command(&mut pager_command(), dir.path()).unwrap();
     let pid = pager.pid();
     drop(pager);
     let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

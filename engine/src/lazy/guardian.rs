@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A worker that lived this long had no trouble at its start.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(1);
 /// How often a worker may die before CRIU has entrusted anything to it.
 const PATIENCE: u32 = 4;
 
@@ -156,9 +156,7 @@ fn guard(common: &Common) -> io::Result<()> {
             ));
         }
         // While tasks depend on it there is no giving up: they wait, but they keep their memory.
-        std::thread::sleep(
-            Duration::from_millis(1 << deaths.min(10)).saturating_sub(Duration::from_millis(2)),
-        );
+        std::thread::sleep(Duration::from_millis((1 << deaths.min(8)) - 2));
     }
 }
 

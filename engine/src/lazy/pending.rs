@@ -2,7 +2,7 @@
 
 use crate::page_store::{Content, Extent, REGION_BYTES};
 use crate::sys::uffd_fill::Event;
-use ferry_transport::page::{PAGE_SIZE, PageRange};
+use ferry_transport::page::PageRange;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
@@ -69,7 +69,7 @@ impl Pending {
 
     #[cfg(test)]
     pub(super) fn pages(&self) -> u64 {
-        self.pieces.values().map(|(len, _)| len / PAGE_SIZE as u64).sum()
+        self.pieces.values().map(|(len, _)| len / ferry_transport::page::PAGE_SIZE as u64).sum()
     }
 
     /// Whether any page within `start..end` is pending.

@@ -20,8 +20,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub const PAGER: &str = "FERRY_TEST_IS_PAGER";
+const PAGER: &str = "FERRY_TEST_IS_PAGER";
 const VDSO: u32 = 1 << 3;
+
+/// What becomes a pager: this very program, told so.
+pub fn pager_command() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "pager_process", "--nocapture"]).env(PAGER, "1");
+    command
+}
+
+/// To be called by the test named `pager_process`, which is none of its own.
+pub fn pager_if_told() {
+    if std::env::var_os(PAGER).is_some() {
+        let code = ferry_engine::lazy::pager_main();
+        std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
+    }
+}
 
 pub fn criu() -> Option<PathBuf> {
     let path = std::env::var_os("FERRY_CRIU").map_or("/var/lib/ferry/criu/bin/criu".into(), PathBuf::from);
@@ -123,24 +138,33 @@ impl Workload {
         store.seal(&finals).unwrap()
     }
 
-    pub fn restore_lazily(&mut self, sealed: Sealed, pause: Duration) -> PagerHandle {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "pager_process", "--nocapture"]).env(PAGER, "1");
-        let mut pager = PagerHandle::spawn_command(&mut command, &self.work()).unwrap();
+    /// Starts a pager and arms it with these pages.
+    pub fn pager(&self, sealed: Sealed, pause: Duration) -> PagerHandle {
+        let mut pager = PagerHandle::spawn_command(&mut pager_command(), &self.work()).unwrap();
         let began = Instant::now();
         let assembly = assemble(&self.images(), sealed, RestoreMode::Lazy).unwrap();
         let assembled = began.elapsed();
         pager.arm(&assembly, FillOptions { pause }).unwrap();
-        let armed = began.elapsed();
-        self.criu(&["restore", "-d", "--lazy-pages"]);
         println!(
-            "assembled {} lazy and {} eager pages in {assembled:?}, armed at {armed:?}, restored at {:?}",
+            "assembled {} lazy and {} eager pages in {assembled:?}, armed at {:?}",
             assembly.lazy_pages.0,
             assembly.eager_pages.0,
             began.elapsed()
         );
         assert!(assembly.lazy_pages.0 > 0);
         pager
+    }
+
+    pub fn restore_lazily(&mut self, sealed: Sealed, pause: Duration) -> PagerHandle {
+        let pager = self.pager(sealed, pause);
+        self.restore();
+        pager
+    }
+
+    pub fn restore(&self) {
+        let began = Instant::now();
+        self.criu(&["restore", "-d", "--lazy-pages"]);
+        println!("restored in {:?}", began.elapsed());
     }
 
     pub fn go(&self) {
@@ -236,12 +260,13 @@ fn strip(
 
 pub fn report(drained: Drained) {
     println!(
-        "drained: {} pages in {:?} ({}), {} dropped, {} faults",
+        "drained: {} pages in {:?} ({}), {} dropped, {} faults, {} workers killed",
         drained.pages.0,
         drained.time,
         drained.bytes.per(drained.time),
         drained.dropped.0,
-        drained.faults
+        drained.faults,
+        drained.killed
     );
     assert_eq!(drained.lost, PageCount(0));
 }

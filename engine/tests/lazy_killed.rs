@@ -1,0 +1,155 @@
+//! Whoever brings the pages, or asks for them, is killed: the workload sees a pause,
+//! or nothing is left behind.
+
+mod lazy_support;
+
+use lazy_support::{Workload, report, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rand::RngExt;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Not a test of its own: what the pager process runs.
+#[test]
+fn pager_process() {
+    lazy_support::pager_if_told();
+}
+
+const SLOW: Duration = Duration::from_millis(2);
+
+/// The living processes of the pager whose first process this was: they stay in the
+/// session that it led.
+fn processes(pager: u32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        fields.len() > 4 && fields[0] != "Z" && fields[0] != "X" && fields[3] == pager.to_string()
+    })
+    .collect()
+}
+
+/// Kills one process of a pager after the other, always with two of them there, at
+/// random instants, until told to stop or `most` were killed.
+struct Killer {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<u32>,
+}
+
+impl Killer {
+    fn of(pager: u32, most: u32) -> Killer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut random = rand::rng();
+            let mut killed = 0;
+            while !told.load(Ordering::Relaxed) && killed < most {
+                std::thread::sleep(Duration::from_micros(random.random_range(0..40_000)));
+                let there = processes(pager);
+                if there.len() == 2 {
+                    let _ = kill(Pid::from_raw(there[random.random_range(0..2)]), Signal::SIGKILL);
+                    killed += 1;
+                }
+            }
+            killed
+        });
+        Killer { stop, thread }
+    }
+
+    fn stop(self) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Kills from before CRIU connects until the last page is in place, or often enough.
+fn killed_again_and_again(mode: &str, results: usize, most: u32) {
+    let Some(mut workload) = Workload::start(mode, 48) else { return };
+    let sealed = workload.dump();
+    let mut pager = workload.pager(sealed, SLOW);
+    let first = pager.pid();
+    let killer = Killer::of(first, most);
+    workload.restore();
+    workload.go();
+    let drained = pager.wait_drained().unwrap();
+    let killed = killer.stop();
+    println!("{mode}: {killed} processes killed");
+    fs::write(workload.dir.path().join("stop"), "").unwrap();
+    workload.results(results);
+    report(drained);
+    assert!(drained.killed > 0, "no worker was killed: the test proves nothing");
+    wait(|| processes(first).is_empty(), "both processes of the pager to leave");
+}
+
+#[test]
+fn a_killed_pager_is_replaced_under_churn() {
+    killed_again_and_again("churn", 1, 12);
+}
+
+#[test]
+fn a_killed_pager_is_replaced_under_forks() {
+    killed_again_and_again("fork", 7, 12);
+}
+
+#[test]
+fn a_killed_pager_is_replaced_for_a_tree() {
+    killed_again_and_again("tree", 3, 12);
+}
+
+/// `cargo test --release -p ferry-engine --test lazy_killed many -- --ignored --nocapture`
+#[test]
+#[ignore = "takes minutes"]
+fn many_pagers_are_killed() {
+    for round in 0..20 {
+        println!("round {round}");
+        for (mode, results) in [
+            ("churn", 1),
+            ("verify", 1),
+            ("dontneed", 1),
+            ("munmap", 1),
+            ("mremap", 1),
+            ("fork", 7),
+            ("tree", 3),
+        ] {
+            killed_again_and_again(mode, results, 30);
+        }
+    }
+}
+
+#[test]
+fn a_pager_without_its_engine_survives_a_kill() {
+    let Some(mut workload) = Workload::start("verify", 64) else { return };
+    let sealed = workload.dump();
+    let pager = workload.restore_lazily(sealed, SLOW);
+    let first = pager.pid();
+    drop(pager);
+    workload.go();
+    for _ in 0..2 {
+        let mut there = Vec::new();
+        wait(
+            || {
+                there = processes(first);
+                there.len() == 2
+            },
+            "the pager to be two again",
+        );
+        // The first is the guardian, then the worker that became one.
+        kill(Pid::from_raw(there[0]), Signal::SIGKILL).unwrap();
+    }
+    workload.results(1);
+    wait(|| processes(first).is_empty(), "both processes of the pager to leave");
+}
+
+#[test]
+fn an_abandoned_pager_is_two_processes_less() {
+    let Some(mut workload) = Workload::start("verify", 16) else { return };
+    let sealed = workload.dump();
+    let mut pager = workload.pager(sealed, SLOW);
+    wait(|| processes(pager.pid()).len() == 2, "the pager to be two");
+    pager.kill();
+    wait(|| processes(pager.pid()).is_empty(), "both processes of the pager to be gone");
+}
