@@ -3,11 +3,15 @@
 
 mod lazy_support;
 
+use ferry_engine::lazy::PagerError;
 use lazy_support::{Workload, report, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::RngExt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -51,8 +55,11 @@ impl Killer {
                 std::thread::sleep(Duration::from_micros(random.random_range(0..40_000)));
                 let there = processes(pager);
                 if there.len() == 2 {
-                    let _ = kill(Pid::from_raw(there[random.random_range(0..2)]), Signal::SIGKILL);
+                    let pid = there[random.random_range(0..2)];
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                     killed += 1;
+                    // Dying takes a moment in which it still counts.
+                    wait(|| !processes(pager).contains(&pid), "a killed process to die");
                 }
             }
             killed
@@ -142,6 +149,43 @@ fn a_pager_without_its_engine_survives_a_kill() {
     }
     workload.results(1);
     wait(|| processes(first).is_empty(), "both processes of the pager to leave");
+}
+
+/// CRIU, killed at a stage of its restore by its own action script.
+fn criu_killed_at(stage: &str) {
+    let Some(mut workload) = Workload::start("tree", 16) else { return };
+    let sealed = workload.dump();
+    let mut pager = workload.pager(sealed, Duration::ZERO);
+    let script = workload.dir.path().join("script");
+    let text = format!("#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = {stage} ] && kill -9 $PPID\nexit 0\n");
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut criu = Command::new(&workload.criu);
+    criu.args(["restore", "-d", "--lazy-pages", "-v4", "-o", "criu.log", "--action-script"]).arg(&script);
+    criu.arg("-D").arg(workload.images()).arg("-W").arg(workload.work());
+    let end = criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(end.signal(), Some(9), "{stage}");
+    // As the restorer does: the half-made copy is removed.
+    wait(
+        || {
+            workload.kill();
+            workload.pids.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+        },
+        "the half-made copy to be gone",
+    );
+    assert!(matches!(pager.wait_drained(), Err(PagerError::Died { .. })), "{stage}");
+    wait(|| processes(pager.pid()).is_empty(), "both processes of the pager to leave");
+    assert!(workload.files("result-").is_empty(), "{stage}: something ran");
+}
+
+#[test]
+fn a_pager_leaves_when_criu_is_killed_before_the_tasks_are_made() {
+    criu_killed_at("pre-restore");
+}
+
+#[test]
+fn a_pager_leaves_when_criu_is_killed_with_the_tasks_made() {
+    criu_killed_at("post-restore");
 }
 
 #[test]

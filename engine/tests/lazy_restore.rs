@@ -11,6 +11,9 @@ use ferry_engine::lazy::PagerHandle;
 use ferry_transport::wire::control::RestoreMode;
 use lazy_support::{Workload, criu, pager_command, report, wait};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Not a test of its own: what the pager process runs.
@@ -120,17 +123,76 @@ fn a_parked_pager_leaves_with_its_engine() {
     wait(|| state().is_empty() || state().contains(") Z "), "the parked pager to leave");
 }
 
+/// What the fill costs in time and memory, for a workload that leaves its memory
+/// alone, one that reads it in order, and one that reads here and there.
+///
 /// `cargo test --release -p ferry-engine --test lazy_restore measure -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn measure() {
-    for mebibytes in [64, 256, 1024] {
-        println!("{mebibytes} MiB");
-        let Some(mut workload) = Workload::start("verify", mebibytes) else { return };
+    for (mode, mebibytes, touched) in
+        [("verify", 64, "no"), ("verify", 1024, "no"), ("verify", 1024, "yes"), ("hang", 1024, "yes")]
+    {
+        println!("--- {mode}, {mebibytes} MiB, touched meanwhile: {touched}");
+        let Some(mut workload) = Workload::start(mode, mebibytes) else { return };
         let sealed = workload.dump();
-        let mut pager = workload.restore_lazily(sealed, Duration::ZERO);
+        let mut pager = workload.pager(sealed, Duration::ZERO);
+        let meter = Meter::of(&workload, pager.pid());
+        workload.restore();
+        if touched == "yes" {
+            workload.go();
+        }
         report(pager.wait_drained().unwrap());
+        meter.stop();
         workload.go();
-        workload.results(1);
+        if mode != "hang" {
+            workload.results(1);
+        }
     }
+}
+
+/// Watches what store, workload and pager take together.
+struct Meter {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Meter {
+    fn of(workload: &Workload, pager: u32) -> Meter {
+        let (arena, pids) = (workload.arena.clone().unwrap(), workload.pids.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut peak, mut first, mut last) = ((0, 0, 0), 0, 0);
+            while !told.load(Ordering::Relaxed) {
+                let store = arena.metadata().unwrap().blocks() / 2;
+                let copy: u64 = pids.iter().map(|pid| anonymous(*pid)).sum();
+                // The worker, beside the guardian, is what the guardian's child list has.
+                let children = fs::read_to_string(format!("/proc/{pager}/task/{pager}/children"));
+                let worker = children.ok().and_then(|pids| pids.trim().parse().ok()).map_or(0, anonymous);
+                first = first.max(store);
+                last = copy.max(last);
+                peak = peak.max((store + copy + worker, copy, worker));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let (all, copy, worker) = peak;
+            println!(
+                "KiB: store at first {first}, copy at last {last}, peak of all {all} (copy {copy}, worker {worker})"
+            );
+            println!("peak: {:.1} % of the copy's memory", all as f64 * 100.0 / last as f64);
+        });
+        Meter { stop, thread }
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
+/// KiB of anonymous memory in a process.
+fn anonymous(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
 }

@@ -58,7 +58,7 @@ static void verify_zero(const char *what, unsigned char *at, size_t count) {
 }
 // For "churn": the pages in chunks, each wherever it was moved to, and what each page
 // holds: the salt it was written with, or NOTHING once it was given up.
-enum { CHUNK = 256, NOTHING = -1 };
+enum { CHUNK = 4, NOTHING = -1 };
 static unsigned char **chunk_at;
 static int *holds;
 static unsigned char *page_at(size_t p) { return chunk_at[p / CHUNK] + p % CHUNK * PAGE; }
@@ -85,7 +85,6 @@ static void churn_once(unsigned step) {
         holds[p] = (int)(step % 100 + 1);
         break;
     case 5:
-        if (end > p + 32) end = p + 32;
         madvise(page_at(p), (end - p) * PAGE, MADV_DONTNEED);
         give_up(p, end);
         verify_page("dropped", p);
@@ -101,7 +100,6 @@ static void churn_once(unsigned step) {
         break;
     case 7:
         if (chunk % 2 == 0 || rand() % 8) break;
-        if (end > p + 32) end = p + 32;
         munmap(page_at(p), (end - p) * PAGE);
         if (mmap(page_at(p), (end - p) * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
                  0) == MAP_FAILED)

@@ -22,8 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 /// One background copy: about 50 µs, which is what a fault may have to wait.
 pub(super) const BATCH: u64 = 256 << 10;
 
-/// How much of the arena is given back in one call.
-const FREED_AT_ONCE: u64 = 1 << 20;
+/// How many parts of the arena are given back between two batches, and how much of a
+/// large one: about 100 µs each.
+const FREED_AT_ONCE: (usize, u64) = (64, 1 << 20);
 
 /// With a page that is waited for come those of its block.
 const AROUND: u64 = 32 << 10;
@@ -129,17 +130,23 @@ impl Space {
         Ok(Step::Progress)
     }
 
-    /// Gives one batch of idle content back; `Complete` when there was none.
+    /// Gives idle content back, as much as a batch brings and more calls than faults
+    /// make meanwhile; `Complete` when there was none.
     fn free_idle(&self) -> io::Result<Step> {
-        let Some((offset, len)) = lock(&self.idle).pop() else { return Ok(Step::Complete) };
-        if !self.family.shares() {
-            let part = len.min(FREED_AT_ONCE);
+        let mut step = Step::Complete;
+        for _ in 0..FREED_AT_ONCE.0 {
+            let Some((offset, len)) = lock(&self.idle).pop() else { break };
+            step = Step::Progress;
+            let part = len.min(FREED_AT_ONCE.1);
+            if !self.family.shares() {
+                self.arena.punch(offset, part)?;
+            }
             if part < len {
                 lock(&self.idle).push((offset + part, len - part));
+                break;
             }
-            self.arena.punch(offset, part)?;
         }
-        Ok(Step::Progress)
+        Ok(step)
     }
 
     /// Notes that nobody needs the content of these pieces any more.
@@ -152,6 +159,21 @@ impl Space {
                 _ => idle.push((piece.offset, piece.len)),
             }
         }
+    }
+
+    /// Makes one part of these pieces, which have been brought just now, and of what
+    /// lies between them, if that belongs between them in the address space too.
+    fn join_idle<'a>(&self, pieces: impl Iterator<Item = &'a Piece> + Clone) {
+        let distance = |piece: &Piece| piece.address.wrapping_sub(piece.offset);
+        let Some(first) = pieces.clone().next().map(distance) else { return };
+        if pieces.clone().any(|piece| distance(piece) != first) || self.pending().has_moved() {
+            return;
+        }
+        let start = pieces.clone().map(|piece| piece.offset).min().unwrap_or_default();
+        let end = pieces.map(|piece| piece.offset + piece.len).max().unwrap_or_default();
+        let mut idle = lock(&self.idle);
+        while idle.pop_if(|(offset, len)| start <= *offset && *offset + *len <= end).is_some() {}
+        idle.push((start, end - start));
     }
 
     /// Reads and applies what happened; adds the children that were forked, also
@@ -206,11 +228,12 @@ impl Space {
         let block = page / AROUND * AROUND;
         let around = self.pending().take_range(block, block + AROUND);
         let mut all = true;
-        for piece in around {
+        for &piece in &around {
             all &= self.bring(piece, Arena::Later)? == Step::Progress;
         }
-        // What still lacks in the block is in no plan, so it is zero.
         if all && !self.pending().has_any(block, block + AROUND) {
+            self.join_idle(wanted.iter().chain(&around));
+            // What still lacks in the block is in no plan, so it is zero.
             for page in (block..block + AROUND).step_by(PAGE_SIZE) {
                 self.zero(page)?;
             }

@@ -72,6 +72,11 @@ impl Pending {
         self.pieces.values().map(|(len, _)| len / ferry_transport::page::PAGE_SIZE as u64).sum()
     }
 
+    /// Whether any page was moved: neighbours in the arena may belong anywhere since.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved
+    }
+
     /// Whether any page within `start..end` is pending.
     pub(super) fn has_any(&self, start: u64, end: u64) -> bool {
         self.pieces.range(..end).next_back().is_some_and(|(at, (len, _))| at + len > start)

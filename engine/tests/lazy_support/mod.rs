@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const PAGER: &str = "FERRY_TEST_IS_PAGER";
@@ -53,6 +54,8 @@ pub struct Workload {
     child: Child,
     pub criu: PathBuf,
     pub pids: Vec<u32>,
+    /// Where the pages are that the pager brings.
+    pub arena: Option<Arc<File>>,
 }
 
 impl Workload {
@@ -71,6 +74,7 @@ impl Workload {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let child = Command::new(binary)
+            .current_dir(dir.path())
             .arg(dir.path())
             .args([mode, &(mebibytes * 256).to_string()])
             .stdin(Stdio::null())
@@ -79,7 +83,7 @@ impl Workload {
             .spawn()
             .unwrap();
         let expected = if mode == "tree" { 3 } else { 1 };
-        let workload = Workload { dir, child, criu, pids: Vec::new() };
+        let workload = Workload { dir, child, criu, pids: Vec::new(), arena: None };
         wait(|| workload.files("ready-").len() == expected, "the workload to be ready");
         Some(workload)
     }
@@ -139,11 +143,12 @@ impl Workload {
     }
 
     /// Starts a pager and arms it with these pages.
-    pub fn pager(&self, sealed: Sealed, pause: Duration) -> PagerHandle {
+    pub fn pager(&mut self, sealed: Sealed, pause: Duration) -> PagerHandle {
         let mut pager = PagerHandle::spawn_command(&mut pager_command(), &self.work()).unwrap();
         let began = Instant::now();
         let assembly = assemble(&self.images(), sealed, RestoreMode::Lazy).unwrap();
         let assembled = began.elapsed();
+        self.arena = Some(Arc::clone(&assembly.arena));
         pager.arm(&assembly, FillOptions { pause }).unwrap();
         println!(
             "assembled {} lazy and {} eager pages in {assembled:?}, armed at {:?}",
@@ -180,15 +185,24 @@ impl Workload {
     }
 }
 
-impl Drop for Workload {
-    fn drop(&mut self) {
+impl Workload {
+    /// Kills what runs, or was half made, under the tree's PIDs: the workload's
+    /// program, or CRIU's on the way to becoming it.
+    pub fn kill(&self) {
         for pid in self.pids.iter().map(|pid| *pid as i32) {
-            // Only what still runs our binary, since PIDs are reused.
+            // Only what is ours, since PIDs are reused.
             let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            if exe.starts_with(self.dir.path()) {
+            let held = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            if exe.starts_with(self.dir.path()) || held.starts_with(self.dir.path()) {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
             }
         }
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        self.kill();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
