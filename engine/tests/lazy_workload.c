@@ -186,11 +186,15 @@ int main(int argc, char **argv) {
     unsigned char *sealed = mmap(NULL, 32 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     fill(sealed, 0, 32, 4);
     mprotect(sealed, 32 * PAGE, PROT_NONE);
+    unsigned char *own = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(own, 0, 64, 6);
+    madvise(own, 64 * PAGE, MADV_WIPEONFORK);
     unsigned salt = 0;
     int kids = 0;
     if (!strcmp(mode, "tree")) {
         for (int k = 1; k <= 2; k++) {
             if (fork() == 0) {
+                fill(own, 0, 64, 6);
                 fill(big, 0, pages / 4, (unsigned)k * 17);
                 salt = (unsigned)k * 17;
                 kids = -1;
@@ -220,6 +224,7 @@ int main(int argc, char **argv) {
         for (int k = 0; k < 6; k++) {
             if (fork() == 0) {
                 fill(big, pages - pages / 16, pages, (unsigned)k);
+                verify_zero("wiped at the fork", own, 64);
                 verify("forked", big, 0, pages - pages / 16, 0, 0);
                 verify("forked tail", big, pages - pages / 16, pages, 0, (unsigned)k);
                 result("ok");
@@ -264,6 +269,7 @@ int main(int argc, char **argv) {
         verify("big tail", big, skip_to, pages, 0, 0);
     }
     verify_file();
+    verify("kept from children", own, 0, 64, 0, 6);
     verify("locked", locked, 0, 16, 0, 3);
     mprotect(sealed, 32 * PAGE, PROT_READ);
     verify("sealed", sealed, 0, 32, 0, 4);
