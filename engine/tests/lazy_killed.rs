@@ -22,6 +22,9 @@ fn pager_process() {
     lazy_support::pager_if_told();
 }
 
+/// How many processes of a pager may be killed before CRIU has connected to it.
+const FEW: u32 = 3;
+
 const SLOW: Duration = Duration::from_millis(2);
 
 /// The living processes of the pager whose first process this was: they stay in the
@@ -41,20 +44,24 @@ fn processes(pager: u32) -> Vec<i32> {
 /// random instants, until told to stop or `most` were killed.
 struct Killer {
     stop: Arc<AtomicBool>,
+    is_restored: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<u32>,
 }
 
 impl Killer {
     fn of(pager: u32, most: u32) -> Killer {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let is_restored = Arc::<AtomicBool>::default();
+        let (told, restored) = (Arc::clone(&stop), Arc::clone(&is_restored));
         let thread = std::thread::spawn(move || {
             let mut random = rand::rng();
             let mut killed = 0;
             while !told.load(Ordering::Relaxed) && killed < most {
                 std::thread::sleep(Duration::from_micros(random.random_range(0..40_000)));
+                // A pager that is killed often before CRIU comes gives up, rightly.
+                let may = killed < FEW || restored.load(Ordering::Relaxed);
                 let there = processes(pager);
-                if there.len() == 2 {
+                if may && there.len() == 2 {
                     let pid = there[random.random_range(0..2)];
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                     killed += 1;
@@ -64,7 +71,7 @@ impl Killer {
             }
             killed
         });
-        Killer { stop, thread }
+        Killer { stop, is_restored, thread }
     }
 
     fn stop(self) -> u32 {
@@ -81,6 +88,7 @@ fn killed_again_and_again(mode: &str, results: usize, most: u32) {
     let first = pager.pid();
     let killer = Killer::of(first, most);
     workload.restore();
+    killer.is_restored.store(true, Ordering::Relaxed);
     workload.go();
     let drained = pager.wait_drained().unwrap();
     let killed = killer.stop();
