@@ -9,8 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::RngExt;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -194,6 +196,42 @@ fn a_pager_leaves_when_criu_is_killed_before_the_tasks_are_made() {
 #[test]
 fn a_pager_leaves_when_criu_is_killed_with_the_tasks_made() {
     criu_killed_at("post-restore");
+}
+
+const STRANGER: &str = "FERRY_TEST_STRANGER";
+
+/// Not a test of its own: what another user's process runs, which is to be hung up on.
+#[test]
+fn stranger_process() {
+    let Some(socket) = std::env::var_os(STRANGER) else { return };
+    let mut connection = UnixStream::connect(socket).unwrap();
+    // As CRIU would: a PID.
+    let _ = connection.write_all(&1i32.to_ne_bytes());
+    let heard = connection.read(&mut [0; 1]);
+    assert!(matches!(heard, Ok(0)) || heard.is_err(), "{heard:?}");
+}
+
+#[test]
+fn another_user_is_refused_and_criu_is_still_heard() {
+    let Some(mut workload) = Workload::start("verify", 16) else { return };
+    let sealed = workload.dump();
+    let mut pager = workload.pager(sealed, Duration::ZERO);
+    // Open what ferry keeps closed, so that only the pager itself is in the way.
+    let open =
+        |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let socket = workload.work().join(ferry_engine::lazy::SOCKET_NAME);
+    let program = workload.work().join("stranger");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    [workload.dir.path(), &workload.work(), &program].iter().for_each(|path| open(path, 0o755));
+    open(&socket, 0o777);
+    let mut stranger = Command::new(program);
+    stranger.args(["--exact", "stranger_process"]).env(STRANGER, &socket).uid(65534).gid(65534);
+    let output = stranger.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    workload.restore();
+    workload.go();
+    workload.results(1);
+    report(pager.wait_drained().unwrap());
 }
 
 #[test]
