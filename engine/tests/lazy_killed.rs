@@ -108,6 +108,11 @@ fn a_killed_pager_is_replaced_under_churn() {
 }
 
 #[test]
+fn a_killed_pager_is_replaced_in_a_storm_of_changes() {
+    killed_again_and_again("storm", 1, 12);
+}
+
+#[test]
 fn a_killed_pager_is_replaced_under_forks() {
     killed_again_and_again("fork", 7, 12);
 }

@@ -58,9 +58,10 @@ static void verify_zero(const char *what, unsigned char *at, size_t count) {
 }
 // For "churn": the pages in chunks, each wherever it was moved to, and what each page
 // holds: the salt it was written with, or NOTHING once it was given up.
-enum { CHUNK = 4, NOTHING = -1 };
+enum { CHUNK = 4, NOTHING = -1, STORM = 4096, STORMS = 3 };
 static unsigned char **chunk_at;
 static int *holds;
+static unsigned char *storm_at[STORMS];
 static unsigned char *page_at(size_t p) { return chunk_at[p / CHUNK] + p % CHUNK * PAGE; }
 static void verify_page(const char *what, size_t p) {
     for (size_t i = 0; i < PAGE; i++) {
@@ -108,10 +109,31 @@ static void churn_once(unsigned step) {
         break;
     }
 }
+// For "storm": gives pages of its own up without a pause, and knows what is in each.
+static void *storm(void *arg) {
+    unsigned char *own = arg, held[STORM];
+    unsigned seed = (unsigned)(size_t)arg, step = 0;
+    char path[600];
+    memset(held, 1, sizeof held);
+    snprintf(path, sizeof path, "%s/stop", dir);
+    while (++step % 1024 || access(path, F_OK)) {
+        size_t p = (size_t)rand_r(&seed) % STORM;
+        unsigned char *at = own + p * PAGE;
+        for (size_t i = 0; i < PAGE; i += 511)
+            if (at[i] != held[p]) fail("storm", p, i, at[i]);
+        madvise(at, PAGE, MADV_DONTNEED);
+        held[p] = 0;
+        if (seed & 64) memset(at, held[p] = (unsigned char)(step | 1), PAGE);
+    }
+    return NULL;
+}
 // Changes its mappings in every way, forks, and knows what must be where, until told to stop.
 static void churn(void) {
     char path[600];
     int kids = 0, status;
+    pthread_t storms[STORMS];
+    int is_storm = !strcmp(mode, "storm");
+    for (size_t k = 0; is_storm && k < STORMS; k++) pthread_create(&storms[k], NULL, storm, storm_at[k]);
     snprintf(path, sizeof path, "%s/stop", dir);
     srand((unsigned)time(NULL));
     for (unsigned step = 0; access(path, F_OK); step++) {
@@ -132,6 +154,7 @@ static void churn(void) {
     }
     while (kids-- > 0 && wait(&status) > 0)
         if (status) fail("child", 0, 0, (unsigned)status);
+    for (size_t k = 0; is_storm && k < STORMS; k++) pthread_join(storms[k], NULL);
     for (size_t p = 0; p < pages; p++) verify_page("at the end", p);
     result("ok");
     _exit(0);
@@ -206,6 +229,10 @@ int main(int argc, char **argv) {
     chunk_at = malloc(sizeof *chunk_at * (pages / CHUNK + 1));
     holds = calloc(pages, sizeof *holds);
     for (size_t p = 0; p < pages; p += CHUNK) chunk_at[p / CHUNK] = big + p * PAGE;
+    for (size_t k = 0; !strcmp(mode, "storm") && k < STORMS; k++) {
+        storm_at[k] = mmap(NULL, STORM * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        memset(storm_at[k], 1, STORM * PAGE);
+    }
     pthread_t thread;
     pthread_create(&thread, NULL, thread_main, NULL);
     unsigned char deep[40000];
@@ -215,7 +242,7 @@ int main(int argc, char **argv) {
     wait_go();
 
     if (!strcmp(mode, "exit")) { result("ok"); _exit(0); }
-    if (!strcmp(mode, "churn")) churn();
+    if (!strcmp(mode, "churn") || !strcmp(mode, "storm")) churn();
     if (!strcmp(mode, "hang")) for (;;) { (void)*(volatile unsigned char *)(big + (rand() % pages) * PAGE); }
     size_t skip_from = pages, skip_to = pages;
     unsigned char *q = big + pages / 2 * PAGE;

@@ -26,6 +26,10 @@ pub(super) const BATCH: u64 = 256 << 10;
 /// large one: about 100 µs each.
 const FREED_AT_ONCE: (usize, u64) = (64, 1 << 20);
 
+/// How many events are served before the fill gets a turn: threads that change
+/// mappings without end would otherwise hold it up without end.
+const EVENTS_AT_ONCE: usize = 256;
+
 /// With a page that is waited for come those of its block.
 const AROUND: u64 = 32 << 10;
 
@@ -54,6 +58,15 @@ pub(super) enum Step {
     Blocked,
     /// Nothing is left to bring.
     Complete,
+}
+
+/// How many of the events that are there were served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// All of them.
+    All,
+    /// So many that it is the fill's turn.
+    Many,
 }
 
 /// What becomes of content that has been brought.
@@ -178,9 +191,10 @@ impl Space {
 
     /// Reads and applies what happened; adds the children that were forked, also
     /// when it fails. Nothing is on its way into the space meanwhile.
-    pub(super) fn serve(&self, ledger: &mut Ledger, children: &mut Vec<Space>) -> io::Result<()> {
+    pub(super) fn serve(&self, ledger: &mut Ledger, children: &mut Vec<Space>) -> io::Result<Served> {
         let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        while let Some(event) = ledger.event(self.number, self.uffd.as_fd())? {
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = ledger.event(self.number, self.uffd.as_fd())? else { return Ok(Served::All) };
             match event {
                 Event::Fault(address) => self.fault(address).inspect_err(|_| {
                     // Not forgotten: it faults again.
@@ -198,7 +212,7 @@ impl Space {
                 }
             }
         }
-        Ok(())
+        Ok(Served::Many)
     }
 
     /// Whether the address space still exists.

@@ -6,7 +6,7 @@
 //! was at when it was killed, the ledger tells.
 
 use super::crew::Crew;
-use super::fill::Space;
+use super::fill::{Served, Space};
 use super::guardian::Common;
 use super::ledger::{Entry, Ledger, SpaceNumber, Total, Totals};
 use super::plan::Plan;
@@ -31,6 +31,9 @@ use std::time::Duration;
 
 /// How often address spaces are looked after that nobody fills, and the guardian.
 const PROBE: Duration = Duration::from_millis(200);
+
+/// What the fill threads get after many events.
+const TURN: Duration = Duration::from_micros(50);
 
 /// How a worker's work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +138,7 @@ impl Server<'_> {
     fn serve(&mut self, guardian: Pid) -> io::Result<End> {
         loop {
             if self.arrivals.is_finished() && !self.crew.is_at_work() {
+                self.note_finished()?;
                 self.crew.begin()?;
             }
             let spaces = self.crew.spaces();
@@ -205,9 +209,14 @@ impl Server<'_> {
         let mut children = Vec::new();
         let served = space.serve(&mut self.ledger, &mut children);
         self.crew.add(children);
-        if let Err(error) = served {
-            eprintln!("ferry pager: PID {}: {error}", space.pid);
-            std::thread::sleep(Duration::from_millis(1));
+        match served {
+            Ok(Served::All) => {}
+            // Long enough for the fill threads to take the lock.
+            Ok(Served::Many) => std::thread::sleep(TURN),
+            Err(error) => {
+                eprintln!("ferry pager: PID {}: {error}", space.pid);
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -249,14 +258,18 @@ impl Server<'_> {
                 }) {
                     self.criu = Criu::Left;
                 }
-                if self.arrivals.is_finished() && self.totals.finished_at().load(Ordering::Acquire) == 0 {
-                    self.totals.finished_at().store(now()?, Ordering::Release);
-                    let restored = protocol::words(&[protocol::RESTORED]);
-                    let _ = fdpass::send(self.common.control, &restored, &[]);
-                }
             }
             Criu::Left => {}
         }
+        Ok(())
+    }
+
+    /// The tasks are about to run, or did already under a worker before this one.
+    fn note_finished(&self) -> io::Result<()> {
+        if self.totals.finished_at().load(Ordering::Acquire) == 0 {
+            self.totals.finished_at().store(now()?, Ordering::Release);
+        }
+        let _ = fdpass::send(self.common.control, &protocol::words(&[protocol::RESTORED]), &[]);
         Ok(())
     }
 
