@@ -171,14 +171,8 @@ fn criu_killed_at(stage: &str) {
     let Some(mut workload) = Workload::start("tree", 16) else { return };
     let sealed = workload.dump();
     let mut pager = workload.pager(sealed, Duration::ZERO);
-    let script = workload.dir.path().join("script");
-    let text = format!("#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = {stage} ] && kill -9 $PPID\nexit 0\n");
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
-    let mut criu = Command::new(&workload.criu);
-    criu.args(["restore", "-d", "--lazy-pages", "-v4", "-o", "criu.log", "--action-script"]).arg(&script);
-    criu.arg("-D").arg(workload.images()).arg("-W").arg(workload.work());
-    let end = criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    let script = format!("[ \"$CRTOOLS_SCRIPT_ACTION\" = {stage} ] && kill -9 $PPID");
+    let end = workload.restore_with(&script).wait().unwrap();
     assert_eq!(end.signal(), Some(9), "{stage}");
     // As the restorer does: the half-made copy is removed.
     wait(

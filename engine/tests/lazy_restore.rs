@@ -10,7 +10,9 @@ use ferry_engine::images::assemble;
 use ferry_engine::lazy::PagerHandle;
 use ferry_transport::wire::control::RestoreMode;
 use lazy_support::{Workload, criu, pager_command, report, wait};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use std::fs;
+use std::io::IoSliceMut;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,6 +103,49 @@ fn kill_during_the_fill() {
     let pid = nix::unistd::Pid::from_raw(workload.pids[0] as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
     report(pager.wait_drained().unwrap());
+}
+
+/// CRIU maps at temporary places and moves: until it says that the tasks are about to
+/// run nothing is brought of our own accord, and what somebody waits for is.
+#[test]
+fn a_held_copy_is_served_and_not_filled() {
+    let Some(mut workload) = Workload::start("verify", 64) else { return };
+    let sealed = workload.dump();
+    let mut pager = workload.pager(sealed, Duration::ZERO);
+    let path = |name: &str| workload.dir.path().join(name);
+    let script = format!(
+        "[ \"$CRTOOLS_SCRIPT_ACTION\" = post-restore ] || exit 0\ntouch {}\nwhile [ ! -e {} ]; do sleep 0.01; done",
+        path("held").display(),
+        path("release").display()
+    );
+    let mut criu = workload.restore_with(&script);
+    wait(|| path("held").exists(), "the copy to be held");
+    let store = || workload.arena.as_ref().unwrap().metadata().unwrap().blocks() * 512;
+    let full = store();
+    // The largest mapping is the memory that the workload knows by heart.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", workload.pids[0])).unwrap();
+    let range = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    };
+    let (start, _) = maps.lines().filter_map(range).max_by_key(|(start, end)| end - start).unwrap();
+    let pid = nix::unistd::Pid::from_raw(workload.pids[0] as i32);
+    for page in [0, 1001, 8002] {
+        let mut content = [0; 4096];
+        let from = RemoteIoVec { base: (start + page * 4096) as usize, len: content.len() };
+        let read = process_vm_readv(pid, &mut [IoSliceMut::new(&mut content)], &[from]).unwrap();
+        assert_eq!(read, content.len());
+        let right = |(at, byte): (usize, &u8)| *byte == (page * 31 + at as u64 * 7 + (page >> 8) + 1) as u8;
+        assert!(content.iter().enumerate().all(right), "page {page}");
+    }
+    assert_eq!(store(), full, "filled before the tasks were about to run");
+    fs::write(path("release"), "").unwrap();
+    assert!(criu.wait().unwrap().success());
+    pager.wait_restored().unwrap();
+    workload.go();
+    workload.results(1);
+    report(pager.wait_drained().unwrap());
+    assert!(store() < full / 10, "what was brought was not given back");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! It is a process of its own, so that the engine may be killed while the restored
 //! workload still lacks pages, and two once it is armed, so that it may be killed
-//! itself (see [`guardian`]): [`PagerHandle::spawn`] starts it before the freeze,
+//! itself (see `guardian.rs`): [`PagerHandle::spawn`] starts it before the freeze,
 //! [`PagerHandle::arm`] hands it the arena and the plan, CRIU hands it a
 //! userfaultfd per task, and it goes on until every page is in place.
 //!

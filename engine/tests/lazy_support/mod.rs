@@ -15,7 +15,7 @@ use ferry_transport::page::{
 use ferry_transport::units::{self, PageCount};
 use ferry_transport::wire::control::{FinalSpace, RestoreMode};
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -170,6 +170,17 @@ impl Workload {
         let began = Instant::now();
         self.criu(&["restore", "-d", "--lazy-pages"]);
         println!("restored in {:?}", began.elapsed());
+    }
+
+    /// Starts a restore that CRIU's action script, a shell script, takes part in.
+    pub fn restore_with(&self, script: &str) -> Child {
+        let path = self.dir.path().join("script");
+        fs::write(&path, format!("#!/bin/sh\n{script}\nexit 0\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut criu = Command::new(&self.criu);
+        criu.args(["restore", "-d", "--lazy-pages", "-v4", "-o", "criu.log", "--action-script"]).arg(&path);
+        criu.arg("-D").arg(self.images()).arg("-W").arg(self.work());
+        criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     pub fn go(&self) {
