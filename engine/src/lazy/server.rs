@@ -252,10 +252,11 @@ impl Server<'_> {
                         None => false,
                     })
                 };
-                if !heard.unwrap_or_else(|error| {
+                let stays = heard.unwrap_or_else(|error| {
                     eprintln!("ferry pager: CRIU: {error}");
-                    false
-                }) {
+                    error.kind() == io::ErrorKind::Interrupted
+                });
+                if !stays {
                     self.criu = Criu::Left;
                 }
             }
