@@ -172,7 +172,8 @@ fn criu_killed_at(stage: &str) {
     let sealed = workload.dump();
     let mut pager = workload.pager(sealed, Duration::ZERO);
     let script = format!("[ \"$CRTOOLS_SCRIPT_ACTION\" = {stage} ] && kill -9 $PPID");
-    let end = workload.restore_with(&script).wait().unwrap();
+    workload.restore_with(&script);
+    let end = workload.restoring().wait().unwrap();
     assert_eq!(end.signal(), Some(9), "{stage}");
     // As the restorer does: the half-made copy is removed.
     wait(

@@ -112,15 +112,16 @@ fn a_held_copy_is_served_and_not_filled() {
     let Some(mut workload) = Workload::start("verify", 64) else { return };
     let sealed = workload.dump();
     let mut pager = workload.pager(sealed, Duration::ZERO);
-    let path = |name: &str| workload.dir.path().join(name);
+    let directory = workload.dir.path().to_owned();
+    let path = |name: &str| directory.join(name);
     let script = format!(
-        "[ \"$CRTOOLS_SCRIPT_ACTION\" = post-restore ] || exit 0\ntouch {}\nwhile [ ! -e {} ]; do sleep 0.01; done",
-        path("held").display(),
-        path("release").display()
+        "[ \"$CRTOOLS_SCRIPT_ACTION\" = post-restore ] || exit 0\ntouch {dir}/held\nwhile [ -d {dir} -a ! -e {dir}/release ]; do sleep 0.01; done",
+        dir = directory.display()
     );
-    let mut criu = workload.restore_with(&script);
+    workload.restore_with(&script);
     wait(|| path("held").exists(), "the copy to be held");
-    let store = || workload.arena.as_ref().unwrap().metadata().unwrap().blocks() * 512;
+    let arena = workload.arena.clone().unwrap();
+    let store = || arena.metadata().unwrap().blocks() * 512;
     let full = store();
     // The largest mapping is the memory that the workload knows by heart.
     let maps = fs::read_to_string(format!("/proc/{}/maps", workload.pids[0])).unwrap();
@@ -140,7 +141,7 @@ fn a_held_copy_is_served_and_not_filled() {
     }
     assert_eq!(store(), full, "filled before the tasks were about to run");
     fs::write(path("release"), "").unwrap();
-    assert!(criu.wait().unwrap().success());
+    assert!(workload.restoring().wait().unwrap().success());
     pager.wait_restored().unwrap();
     workload.go();
     workload.results(1);

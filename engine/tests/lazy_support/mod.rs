@@ -54,6 +54,8 @@ pub struct Workload {
     child: Child,
     pub criu: PathBuf,
     pub pids: Vec<u32>,
+    /// A CRIU that a script takes part in.
+    restore: Option<Child>,
     /// Where the pages are that the pager brings.
     pub arena: Option<Arc<File>>,
 }
@@ -83,7 +85,7 @@ impl Workload {
             .spawn()
             .unwrap();
         let expected = if mode == "tree" { 3 } else { 1 };
-        let workload = Workload { dir, child, criu, pids: Vec::new(), arena: None };
+        let workload = Workload { dir, child, criu, pids: Vec::new(), restore: None, arena: None };
         wait(|| workload.files("ready-").len() == expected, "the workload to be ready");
         Some(workload)
     }
@@ -173,14 +175,20 @@ impl Workload {
     }
 
     /// Starts a restore that CRIU's action script, a shell script, takes part in.
-    pub fn restore_with(&self, script: &str) -> Child {
+    pub fn restore_with(&mut self, script: &str) {
         let path = self.dir.path().join("script");
         fs::write(&path, format!("#!/bin/sh\n{script}\nexit 0\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let mut criu = Command::new(&self.criu);
         criu.args(["restore", "-d", "--lazy-pages", "-v4", "-o", "criu.log", "--action-script"]).arg(&path);
         criu.arg("-D").arg(self.images()).arg("-W").arg(self.work());
-        criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        let criu = criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        self.restore = Some(criu);
+    }
+
+    /// The CRIU of [`Workload::restore_with`].
+    pub fn restoring(&mut self) -> &mut Child {
+        self.restore.as_mut().unwrap()
     }
 
     pub fn go(&self) {
@@ -213,6 +221,10 @@ impl Workload {
 
 impl Drop for Workload {
     fn drop(&mut self) {
+        if let Some(criu) = &mut self.restore {
+            let _ = criu.kill();
+            let _ = criu.wait();
+        }
         self.kill();
         let _ = self.child.kill();
         let _ = self.child.wait();
