@@ -213,9 +213,7 @@ impl Meter {
             while !told.load(Ordering::Relaxed) {
                 let store = arena.metadata().unwrap().blocks() / 2;
                 let copy: u64 = pids.iter().map(|pid| anonymous(*pid)).sum();
-                // The worker, beside the guardian, is what the guardian's child list has.
-                let children = fs::read_to_string(format!("/proc/{pager}/task/{pager}/children"));
-                let worker = children.ok().and_then(|pids| pids.trim().parse().ok()).map_or(0, anonymous);
+                let worker: u64 = children(pager).into_iter().map(anonymous).sum();
                 first = first.max(store);
                 last = copy.max(last);
                 peak = peak.max((store + copy + worker, copy, worker));
@@ -241,4 +239,12 @@ fn anonymous(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
