@@ -177,7 +177,7 @@ pub fn run(options: Options) -> Result<End> {
         streams: options.streams as usize,
         tracker: "native".into(),
         environment: Environment::here(&found.version.to_string()),
-        notes: Vec::new(),
+        notes: found.fallback().into_iter().collect(),
     };
     let link = LinkOptions {
         compression: match options.compress {

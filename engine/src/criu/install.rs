@@ -75,13 +75,33 @@ pub struct Installed {
 
 impl Installed {
     /// What targets and restorers are made with. Has the preloaded object only
-    /// if it keeps CRIU from dumping pages; else dumps are whole and CRIU's own.
+    /// if it keeps CRIU from dumping pages; else dumps are lazy ones.
     pub fn criu(&self) -> Criu {
         let shim = match self.test.payload_free {
             PayloadFree::Works => self.shim.clone(),
             PayloadFree::Fails(_) => None,
         };
         Criu { program: self.program.clone(), shim }
+    }
+}
+
+impl Installed {
+    /// The note for a report: how this CRIU is made to leave memory to ferry, where
+    /// it is not the usual way.
+    pub fn fallback(&self) -> Option<String> {
+        match &self.test.payload_free {
+            PayloadFree::Works => None,
+            PayloadFree::Fails(why) => Some(format!(
+                "nothing could be preloaded into CRIU ({why}): it was dumped with --lazy-pages, \
+                 whose freeze grows with memory (about 0.15 s per GiB)"
+            )),
+        }
+    }
+
+    /// The same without the preloaded object, as if its self-test had failed.
+    pub fn without_preload(mut self, why: &str) -> Installed {
+        self.test.payload_free = PayloadFree::Fails(why.into());
+        self
     }
 }
 
@@ -198,7 +218,7 @@ fn examine(
     let criu = Criu { program: program.into(), shim: shim.clone() };
     let test = selftest::run(&criu).map_err(|error| error.to_string())?;
     if let PayloadFree::Fails(why) = &test.payload_free {
-        say(&format!("dumps will hold all memory, which lengthens the freeze: {why}"));
+        say(&format!("dumps will be lazy ones, which lengthens the freeze: {why}"));
     }
     let record = Record {
         schema: SCHEMA,
