@@ -103,6 +103,22 @@ fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
     }
 }
 
+#[test]
+fn an_engine_that_is_gone_leaves_a_running_workload() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = lazy_criu(directory.path()) else { return };
+    let (child, file) = counter(directory.path());
+    count(&file);
+    let images = new_directory(directory.path(), "images");
+    let held = held(&child, &criu, &images);
+    let standing = count(&file);
+    // All that CRIU sees of an engine's end.
+    drop(held);
+    goes_on_from(&file, standing);
+    let log = std::fs::read_to_string(images.join("dump.log")).unwrap();
+    assert!(log.contains("Starting lazy pages server"), "it was a lazy dump");
+}
+
 /// The page store as the sink of the memory source, without a network between.
 struct Into<'a>(&'a PageStore);
 

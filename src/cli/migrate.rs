@@ -173,7 +173,9 @@ pub fn run(options: Options) -> Result<End> {
         freeze_deadline: options.freeze_deadline,
         doubt_patience: options.doubt_patience,
         // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
-        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us) + needs.smaps,
+        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us)
+            + needs.smaps
+            + found.pinning_cost(needs.memory),
         streams: options.streams as usize,
         tracker: "native".into(),
         environment: Environment::here(&found.version.to_string()),
