@@ -6,7 +6,7 @@ mod criu_support;
 use criu_support::*;
 use ferry_engine::criu::rpc::PagePayload;
 use ferry_engine::memory::native::DescendantSet;
-use ferry_engine::target::process::ProcessRestorer;
+use ferry_engine::target::process::{Criu, ProcessRestorer};
 use ferry_engine::target::{ReleaseError, RestorePlan, Restorer, Target};
 use ferry_transport::wire::control::TcpMode;
 use std::process::{Command, Stdio};
@@ -120,22 +120,36 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
 }
 
 #[test]
-fn pages_in_a_dump_that_should_have_none_are_noticed() {
+fn an_object_without_effect_is_noticed_before_anything_is_lost() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(mut criu) = criu(directory.path()) else { return };
-    // An object that does nothing of the kind.
-    let (mut child, file) = counter(directory.path());
-    let standing = count(&file);
+    let Some(criu) = criu(directory.path()) else { return };
+    // One that does nothing, and one that the dynamic linker passes over.
+    let idle = directory.path().join("idle.so");
+    let built = Command::new("cc").args(["-shared", "-x", "c", "/dev/null", "-o"]).arg(&idle).status();
+    assert!(built.unwrap().success());
+    let garbage = directory.path().join("garbage.so");
+    std::fs::write(&garbage, "not an object").unwrap();
+    let (child, file) = counter(directory.path());
+    for (number, shim) in [idle, garbage].into_iter().enumerate() {
+        let standing = count(&file);
+        let images = directory.path().join(format!("images-{number}"));
+        std::fs::create_dir(&images).unwrap();
+        let useless = Criu { shim: Some(shim), ..criu.clone() };
+        let mut target = target(&child, &useless).with_pages(PagePayload::Ferry);
+        let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+        let error = frozen.hold().err().expect("the dump is refused").to_string();
+        assert!(error.contains("was told to leave them"), "{error}");
+        no_lock_is_left(&images);
+        goes_on_from(&file, standing);
+    }
+    // It is as it was: the next dump, with the real one, succeeds.
     let images = directory.path().join("images");
     std::fs::create_dir(&images).unwrap();
-    criu.shim = None;
-    let mut target = target(&child, &criu).with_pages(PagePayload::Ferry);
+    let mut target = target(&child, &criu);
     let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
-    let error = frozen.hold().err().expect("the dump is refused").to_string();
-    assert!(error.contains("was told to leave them"), "{error}");
+    let standing = count(&file);
+    frozen.hold().unwrap().roll_back().unwrap();
     goes_on_from(&file, standing);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
