@@ -47,6 +47,26 @@ fn children_between_rounds() {
 }
 
 #[test]
+fn a_child_that_cannot_be_followed_is_sent_where_it_changed() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    workload.tell("map a anonymous 3000");
+    workload.tell("write a 0 3000 1");
+    let (mut source, mut store) = (workload.source(), Store::default());
+    round(&mut source, &mut store, 0);
+    let child: i32 = workload.tell("fork-unfollowable").parse().unwrap();
+    let scan = round(&mut source, &mut store, 1);
+    assert!(scan.notes.iter().any(|note| note.contains("cannot be followed")), "{scan:?}");
+    assert!(scan.dirty_pages.0 > 3000, "all of the child: {scan:?}");
+    let scan = round(&mut source, &mut store, 2);
+    assert!(scan.unchanged_pages.0 > 1500 && scan.dirty_pages.0 < 1500, "{scan:?}");
+    let scan = finish_and_compare(&mut source, &mut store, 3, &[workload.pid(), child]);
+    assert!(scan.unchanged_pages.0 > 1500 && scan.dirty_pages.0 < 1500, "{scan:?}");
+}
+
+#[test]
 fn another_program_is_another_space() {
     if !can_run() {
         return;

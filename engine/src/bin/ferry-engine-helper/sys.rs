@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 const PAGE: usize = 4096;
+/// Linux 6.11; a type of mapping like MAP_PRIVATE.
+const MAP_DROPPABLE: libc::c_int = 0x08;
 
 /// How memory is made.
 pub enum Kind {
@@ -16,6 +18,8 @@ pub enum Kind {
     Huge,
     /// Of the reserved huge pages.
     HugeTlb,
+    /// That the kernel may drop, and cannot follow.
+    Droppable,
     /// A private mapping of a file.
     File(std::fs::File),
 }
@@ -43,6 +47,7 @@ pub fn map(kind: &Kind, pages: usize, at: Option<usize>) -> io::Result<Area> {
         Kind::Reserved => (libc::PROT_NONE, anonymous | libc::MAP_NORESERVE, -1),
         Kind::HugeTlb => (read_write, anonymous | libc::MAP_HUGETLB, -1),
         Kind::File(file) => (read_write, libc::MAP_PRIVATE, file.as_raw_fd()),
+        Kind::Droppable => (read_write, libc::MAP_ANONYMOUS | MAP_DROPPABLE, -1),
     };
     let flags = flags | if at.is_some() { libc::MAP_FIXED } else { 0 };
     let hint = at.unwrap_or(0) as *mut libc::c_void;
@@ -116,6 +121,13 @@ pub fn fork() -> io::Result<Option<i32>> {
         }
         child => Ok(Some(child)),
     }
+}
+
+/// Makes a userfaultfd of this process's own and keeps it: nobody else can follow it.
+pub fn own_userfaultfd() -> io::Result<()> {
+    // SAFETY: plain numbers; the descriptor stays open.
+    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1) };
+    check(made as libc::c_int)
 }
 
 /// Forbids every system call that a simple workload does not need, on pain of death.
