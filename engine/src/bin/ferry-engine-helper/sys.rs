@@ -109,14 +109,24 @@ impl Area {
     }
 }
 
+/// Has the kernel kill this process when the thread that started it ends; ends at
+/// once if `parent`, where it is known, has ended by now.
+pub fn end_with_parent(parent: Option<u32>) {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
+        std::process::exit(0);
+    }
+}
+
 /// Forks; what the parent learns is the child's number, what the child, `None`.
 pub fn fork() -> io::Result<Option<i32>> {
+    let parent = std::process::id();
     // SAFETY: the workload forks only while it has one thread.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: plain numbers.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            end_with_parent(Some(parent));
             Ok(None)
         }
         child => Ok(Some(child)),

@@ -217,6 +217,8 @@ pub fn sleep_in(call: &str) {
                 std::thread::sleep(Duration::from_millis(MILLISECONDS as u64));
                 let _ = writer.write_all(b"x");
             }
+            // For a read that began after the last look at `over`, before ours.
+            let _ = writer.write_all(b"x");
         })
     });
     let done = over.clone();
