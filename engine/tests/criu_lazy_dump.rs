@@ -5,6 +5,8 @@
 mod criu_support;
 
 use criu_support::*;
+use ferry_engine::criu::install::{self, Wanted, WhenMissing};
+use ferry_engine::criu::selftest::PayloadFree;
 use ferry_engine::images::file::{Kind, Messages};
 use ferry_engine::images::proto::{PagemapEntry, PagemapHead};
 use ferry_engine::images::{assemble, tree};
@@ -160,4 +162,38 @@ fn a_lazily_dumped_workload_moves_with_the_pages_that_ferry_read() {
     for task in tasks {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(task.pid), nix::sys::signal::SIGKILL).unwrap();
     }
+}
+
+/// A CRIU into which nothing can be preloaded: statically linked or setuid ones are
+/// such, this one forgets what it is told.
+fn deaf_criu(directory: &Path, criu: &Criu) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = directory.join("criu");
+    let script = format!("#!/bin/sh\nunset LD_PRELOAD\nexec {} \"$@\"\n", criu.program.display());
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_criu_without_preloading_is_found_out_and_used_otherwise() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(criu) = lazy_criu(directory.path()) else { return };
+    let wanted = Wanted {
+        explicit: Some(deaf_criu(directory.path(), &criu)),
+        root: directory.path().join("root"),
+        when_missing: WhenMissing::Fail,
+    };
+    let found = install::find(&wanted, &mut |step| eprintln!("{step}")).unwrap();
+    let PayloadFree::Fails(why) = &found.test.payload_free else { panic!("{found:?}") };
+    assert!(why.contains("was told to leave them"), "{why}");
+    assert!(found.fallback().unwrap().contains("--lazy-pages"));
+    let (child, file) = counter(directory.path());
+    count(&file);
+    let images = new_directory(directory.path(), "images");
+    let held = held(&child, &found.criu(), &images);
+    let standing = count(&file);
+    holds_no_pages(&images);
+    held.roll_back().unwrap();
+    goes_on_from(&file, standing);
 }

@@ -118,10 +118,13 @@ fn blocks_of(range: &Range<u64>) -> impl Iterator<Item = (u64, usize, Range<u64>
     let Range { start, end } = *range;
     let mut at = start;
     std::iter::from_fn(move || {
-        let from = at;
-        let (number, slot) = place(PageAddr::containing(from));
-        at = end.min((number + 1) * BLOCK_PAGES * PAGE);
-        (from < end).then(|| (number, slot, from..at))
+        if at >= end {
+            return None;
+        }
+        let (number, slot) = place(PageAddr::containing(at));
+        let part = at..end.min((number + 1) * BLOCK_PAGES * PAGE);
+        at = part.end;
+        Some((number, slot, part))
     })
 }
 

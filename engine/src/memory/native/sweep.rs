@@ -318,14 +318,13 @@ impl<'a> Sweep<'a> {
             let query = Query { all: any(), none, any: EXISTS, tell };
             self.look(&mapping.range, query, |range, categories| {
                 extend(&mut present, &range);
-                // In a file's mapping, what reads as swapped may be a marker that
-                // a dropped copy left behind: only the content tells.
                 if tracking.is_none() || !categories.contains(Categories::TRACKED) {
                     return emitter.push(range, mapping.read, Selection::Changed);
                 }
-                let settled = !categories.contains(Categories::WRITTEN)
-                    && !(mapping.backing == Backing::File && categories.contains(Categories::SWAPPED));
-                if !settled {
+                // In a file's mapping, what reads as swapped may be a marker that
+                // a dropped copy left behind: only the content tells.
+                let doubtful = mapping.backing == Backing::File && categories.contains(Categories::SWAPPED);
+                if doubtful || categories.contains(Categories::WRITTEN) {
                     return emitter.push(range, mapping.read, Selection::All);
                 }
                 for (part, standing) in owed.split(&range) {
