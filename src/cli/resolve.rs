@@ -7,7 +7,8 @@ use crate::host;
 use anyhow::{Context, Result, bail};
 use ferry_engine::destination::recovery as destination;
 use ferry_engine::journal::{self, DestinationRecord, Journal, Side, SourceRecord};
-use ferry_engine::source::recovery::{self as source, SourceStanding, kill_tasks};
+use ferry_engine::net::connections;
+use ferry_engine::source::recovery::{self as source, SourceStanding};
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{Hello, MigrationId, Outcome, PROTOCOL_VERSION};
 use std::net::ToSocketAddrs;
@@ -60,7 +61,7 @@ pub fn run(options: Options) -> Result<End> {
     journal.append(&DestinationRecord::Resolved { runs: side })?;
     journal.sync()?;
     if runs == Runs::There {
-        kill_tasks(&tasks);
+        connections::kill_quietly(&tasks);
         println!("{id}: what was here of the copy was removed");
     }
     Ok(End::Done)
@@ -68,7 +69,7 @@ pub fn run(options: Options) -> Result<End> {
 
 fn resolve_source(options: &Options) -> Result<End> {
     let (state, id) = (&options.common.state, options.id);
-    match source::standing(state, id)? {
+    match source::settle(state, id)? {
         SourceStanding::InDoubt { .. } => {}
         SourceStanding::UnderWay => bail!("its engine is still at work, and asks by itself"),
         other => {

@@ -2,7 +2,8 @@
 
 use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
 use crate::net::address::AddressHolder;
-use crate::source::recovery::{kill_tasks, parse_address_move};
+use crate::net::connections;
+use crate::source::recovery::parse_address_move;
 use ferry_transport::wire::control::{MigrationId, Outcome};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,9 @@ fn conclude(entries: &[Entry<DestinationRecord>], alive: impl Fn(&TaskId) -> boo
                 engine_lives = alive(engine);
                 standing = S::Interrupted { tasks: Vec::new() };
             }
-            DestinationRecord::Restoring { .. } | DestinationRecord::Drained => {}
+            DestinationRecord::TakingOver
+            | DestinationRecord::Restoring { .. }
+            | DestinationRecord::Drained => {}
             DestinationRecord::Prepared { tasks } => {
                 held = tasks.clone();
                 standing = S::Interrupted { tasks: held.clone() };
@@ -116,22 +119,34 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
                 discard(state, work, id, tasks, "CRIU removed the copy before it ran")?;
             }
         }
+        // It died in the brownout: the pager goes on alone, and needs no file.
+        DestinationStanding::Resumed if !is_served(state, id)? => {
+            let _ = std::fs::remove_dir_all(work_directory(work, id));
+            return Ok(found);
+        }
         _ => return Ok(found),
     }
     standing(state, id)
 }
 
+/// Whether the receiver that took a migration lives.
+fn is_served(state: &Path, id: MigrationId) -> io::Result<bool> {
+    let entries = journal::read::<DestinationRecord>(state, id)?;
+    Ok(entries.iter().any(
+        |entry| matches!(&entry.record, DestinationRecord::Accepted { engine, .. } if engine.is_alive()),
+    ))
+}
+
 fn discard(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], cause: &str) -> io::Result<()> {
     let entries = journal::read::<DestinationRecord>(state, id)?;
     Journal::open(state, id)?.append(&DestinationRecord::Discarded { cause: cause.into() })?;
-    kill_tasks(tasks);
+    connections::kill_quietly(tasks);
     let moved = entries.iter().find_map(|entry| match &entry.record {
         DestinationRecord::Accepted { move_ip, .. } => parse_address_move(move_ip.as_deref()?),
         _ => None,
     });
-    // Only where a copy was being restored had the address come.
-    let restoring = entries.iter().any(|entry| matches!(entry.record, DestinationRecord::Restoring { .. }));
-    if let Some(moved) = moved.filter(|_| restoring)
+    let took_over = entries.iter().any(|entry| entry.record == DestinationRecord::TakingOver);
+    if let Some(moved) = moved.filter(|_| took_over)
         && let Ok(mut holder) = AddressHolder::at_source(&moved)
     {
         let _ = holder.take_off();
