@@ -13,7 +13,7 @@ test:
 	cargo test --release -p ferry-engine --lib
 	cargo test --release -p ferry-engine --test store_model --test store_images --test net_hooks
 	cargo test --release -p ferry-engine --test criu_process --test criu_lazy_dump --test lazy_restore --test check_source
-	cargo test --release -p ferry-engine --test native_memory
+	cargo test --release -p ferry-engine --test native_memory --test native_processes
 	cargo test --release -p ferry --test lazy_dump
 
 # Real programs, each there and back three times.
@@ -25,7 +25,7 @@ test-apps:
 # Suites that a busy machine can make fail.
 test-slow:
 	cargo test --release -p ferry-lab
-	cargo test --release -p ferry-engine --test net_identity --test native_processes --test criu_install
+	cargo test --release -p ferry-engine --test net_identity --test criu_install
 
 lint:
 	cargo fmt --check
