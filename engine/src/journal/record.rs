@@ -55,6 +55,12 @@ impl TaskId {
         Ok(TaskId { pid, start_time: stat.start_time })
     }
 
+    /// Whether somebody has stopped it by a signal.
+    pub fn is_stopped(&self) -> bool {
+        crate::sys::procfs::stat::of(self.pid)
+            .is_ok_and(|stat| stat.start_time == self.start_time && stat.state.0 == b'T')
+    }
+
     /// Whether the very process still exists and has not exited.
     pub fn is_alive(&self) -> bool {
         crate::sys::procfs::stat::of(self.pid)
@@ -80,13 +86,20 @@ pub enum SourceRecord {
         images: PathBuf,
     },
     /// A freeze was requested.
-    Freezing,
-    /// Commit may have been sent from here on. The tasks are pinned: they do not
-    /// run unless somebody sends them SIGCONT.
-    Committing {
-        /// Every process of the tree.
+    Freezing {
+        /// Every process of the tree at that time, root first.
+        tasks: Vec<TaskId>,
+        /// Those that somebody else had stopped before.
+        stopped: Vec<TaskId>,
+    },
+    /// The dump is held and is about to be pinned: from here on the tasks do not run
+    /// unless somebody sends them SIGCONT, whoever is killed.
+    Holding {
+        /// Every process of the tree, root first.
         tasks: Vec<TaskId>,
     },
+    /// Commit may have been sent from here on.
+    Committing,
     /// No answer came; the tasks stay pinned.
     InDoubt {
         /// What was tried.
