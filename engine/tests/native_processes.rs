@@ -130,6 +130,24 @@ fn a_confined_process_and_a_foreign_one() {
 }
 
 #[test]
+fn memory_that_somebody_follows_is_seen_by_others() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    workload.tell("map a anonymous 100");
+    workload.tell("write a 0 100 1");
+    let pid = workload.pid();
+    let served = || ferry_engine::source::needs::of(&[pid]).unwrap().served;
+    assert_eq!(served(), Vec::<i32>::new());
+    let (mut source, mut store) = (workload.source(), Store::default());
+    round(&mut source, &mut store, 0);
+    assert_eq!(served(), vec![pid]);
+    source.disarm();
+    assert_eq!(served(), Vec::<i32>::new());
+}
+
+#[test]
 fn a_stopped_process_stays_stopped() {
     if !can_run() {
         return;
