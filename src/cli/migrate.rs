@@ -29,7 +29,7 @@ use std::net::ToSocketAddrs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -137,7 +137,19 @@ pub fn run(options: Options) -> Result<End> {
     if tree.contains(&(std::process::id() as i32)) {
         bail!("ferry itself is in the tree of {pid}: start it from outside of what is to be moved");
     }
-    let needs = needs::of(&tree)?;
+    let mut needs = needs::of(&tree)?;
+    // The end of a brownout is soon awaited.
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !needs.served.is_empty() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(50));
+        needs = needs::of(&tree)?;
+    }
+    if let Some(pid) = needs.served.first() {
+        bail!(
+            "the memory of process {pid} is in the hands of a userfaultfd: the rest of a migration that has just \
+             arrived here, or another program that follows it. It runs on; try again in a moment"
+        );
+    }
     let target = ProcessTarget::new(pid, found.criu(), Arc::new(DescendantSet::of(pid)?))?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
@@ -185,11 +197,13 @@ pub fn run(options: Options) -> Result<End> {
         freeze_deadline: options.freeze_deadline,
         doubt_patience: options.doubt_patience,
         // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
-        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us) + needs.smaps,
+        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us)
+            + needs.smaps
+            + found.pinning_cost(needs.memory),
         streams: options.streams as usize,
         tracker: "native".into(),
         environment: Environment::here(&found.version.to_string()),
-        notes: Vec::new(),
+        notes: found.fallback().into_iter().collect(),
     };
     let link = LinkOptions {
         compression: match options.compress {

@@ -42,6 +42,12 @@ impl VmaEntry {
         self.status & STATUS_GUARD != 0
     }
 
+    /// Whether CRIU dumps all of it in any case (`should_dump_entire_vma`): nobody
+    /// else needs to.
+    pub fn is_dumped_whole(&self) -> bool {
+        self.status & (STATUS_VDSO | STATUS_AIO_RING) != 0
+    }
+
     /// How its pages get back in a lazy restore.
     pub fn treatment(&self) -> Treatment {
         let is = |status| self.status & status != 0;

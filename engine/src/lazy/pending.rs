@@ -67,7 +67,7 @@ impl Pending {
         self.pieces.is_empty()
     }
 
-    #[cfg(test)]
+    /// How many pages are pending, for tests.
     pub(super) fn pages(&self) -> u64 {
         self.pieces.values().map(|(len, _)| len / ferry_transport::page::PAGE_SIZE as u64).sum()
     }

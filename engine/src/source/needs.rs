@@ -28,6 +28,10 @@ pub struct Needs {
     /// How long the kernel takes to walk the tree's page tables for smaps, which
     /// CRIU does inside the freeze.
     pub smaps: Duration,
+    /// Processes with memory in the hands of somebody's userfaultfd. Pages that a
+    /// pager has yet to bring are in no page table and would not be moved; the marks
+    /// of two who follow the same writes cannot be told apart.
+    pub served: Vec<i32>,
 }
 
 /// Reads it of these processes. One that exits meanwhile is left out.
@@ -46,12 +50,22 @@ pub fn of(processes: &[i32]) -> io::Result<Needs> {
             }
         }
         let began = Instant::now();
-        let _ = std::fs::read(format!("/proc/{pid}/smaps"));
+        let smaps = std::fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default();
         needs.smaps += began.elapsed();
+        if smaps.split(|byte| *byte == b'\n').any(is_served) {
+            needs.served.push(pid);
+        }
     }
     needs.pids = pids.into_iter().take(MAX_PIDS).collect();
     needs.files = files.into_values().flatten().collect();
     Ok(needs)
+}
+
+/// Whether a line of smaps says that a userfaultfd is registered with a mapping: to
+/// bring its pages, to follow its writes, or to map what is there.
+fn is_served(line: &[u8]) -> bool {
+    let Some(flags) = line.strip_prefix(b"VmFlags:") else { return false };
+    flags.split(|byte| *byte == b' ').any(|flag| matches!(flag, b"um" | b"uw" | b"ui"))
 }
 
 /// A file as the process sees it; `None` for what has no name any more.
@@ -102,6 +116,14 @@ mod tests {
         let executable = std::fs::read_link("/proc/self/exe").unwrap();
         let claimed = needs.files.iter().find(|claim| Path::new(&claim.path) == executable).unwrap();
         assert_eq!(claimed.size, Some(std::fs::metadata(&executable).unwrap().len()));
+    }
+
+    #[test]
+    fn a_registered_userfaultfd_is_seen() {
+        assert!(is_served(b"VmFlags: rd wr mr mw me um ac sd "));
+        assert!(is_served(b"VmFlags: rd wr mr mw me uw"));
+        assert!(!is_served(b"VmFlags: rd wr mr mw me ac sd "));
+        assert!(!is_served(b"7f00-7f01 rw-p 00000000 00:00 0   um"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod pidfd;
 pub mod process_memory;
 pub mod procfs;
 pub mod ptrace;
+pub mod scheduling;
 pub mod socket_name;
 pub mod twin;
 pub mod uffd_fill;
