@@ -5,18 +5,21 @@ use crate::exit::End;
 use crate::host;
 use crate::progress::Watch;
 use anyhow::{Context, Result, bail};
+use ferry_engine::journal::{self, Side};
 use ferry_engine::memory::ProcessSet;
 use ferry_engine::memory::native::{DescendantSet, NativeSource};
-use ferry_engine::net::address::AddressHolder;
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
-use ferry_engine::source::recovery::parse_address_move;
+use ferry_engine::source::keeper::Keeper;
+use ferry_engine::source::recovery::{self, parse_address_move};
 use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, needs};
 use ferry_engine::strategy::registry;
 use ferry_engine::target::Target;
 use ferry_engine::target::process::ProcessTarget;
 use ferry_lab::quantity::parse_byte_rate;
+use ferry_transport::link::Connector;
+use ferry_transport::link::breakpoint::{Breakpoint, StoppingConnector};
 use ferry_transport::quic::{Identity, Limiter, LinkOptions, QuicConnector, Trust};
 use ferry_transport::units::ByteRate;
 use ferry_transport::wire::compress::Compression;
@@ -81,6 +84,12 @@ pub struct Options {
     /// The CRIU to use.
     #[arg(long, env = "FERRY_CRIU", value_name = "PATH")]
     criu: Option<PathBuf>,
+    /// Silence of the destination's host after which it counts as lost.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    link_timeout: Duration,
+    /// For tests of failures: stop at a message.
+    #[arg(long, hide = true, env = "FERRY_BREAKPOINT", value_name = "WHEN:MESSAGE:DIR")]
+    breakpoint: Option<Breakpoint>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -116,6 +125,10 @@ pub fn run(options: Options) -> Result<End> {
     let pid = target_pid(&options.target)?;
     let state = options.common.state.clone();
     let _lock = lock(&state, pid)?;
+    // An engine before this one, and its keeper too, may have been killed.
+    for id in journal::list(&state, Side::Source)? {
+        recovery::settle(&state, id).with_context(|| format!("what migration {id} left"))?;
+    }
     let strategy = registry::parse(&options.strategy)?;
     let id = MigrationId(rand_id()?);
     let found = host::criu(options.criu.as_deref())?;
@@ -131,7 +144,6 @@ pub fn run(options: Options) -> Result<End> {
     let _images = Remove(images.clone());
 
     let hello = host::hello(&found);
-    let address = options.move_ip.as_ref().map(AddressHolder::at_source).transpose()?;
     let hooks = match &options.hook {
         Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
         None => Hooks::none(),
@@ -188,21 +200,26 @@ pub fn run(options: Options) -> Result<End> {
         },
         connections: options.connections as usize,
         limiter: options.max_bandwidth.map(|rate| Arc::new(Limiter::new(rate))),
-        ..LinkOptions::default()
+        idle_timeout: options.link_timeout,
     };
     let identity = Identity::load_or_create(&state)?;
     let address_of =
         options.to.to_socket_addrs().with_context(|| format!("{} has no address", options.to))?;
     let destination =
         address_of.into_iter().next().with_context(|| format!("{} has no address", options.to))?;
-    let connector = QuicConnector::new(destination, identity, Trust::open(&state), link);
+    let connector = Box::new(QuicConnector::new(destination, identity, Trust::open(&state), link));
+    let connector: Box<dyn Connector> = match options.breakpoint {
+        Some(at) => Box::new(StoppingConnector { inner: connector, at }),
+        None => connector,
+    };
     let (give_up, abort) = watch::channel(None);
     let parts = SourceParts {
         target: Box::new(target),
         memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
         strategy,
-        connector: Box::new(connector),
-        network: SourceNetwork { address, hooks, facts },
+        connector,
+        network: SourceNetwork::prepare(options.move_ip.as_ref(), hooks, facts)
+            .map_err(anyhow::Error::msg)?,
         observer: Box::new(Watch::new()),
         abort,
     };
@@ -219,6 +236,12 @@ pub fn run(options: Options) -> Result<End> {
             std::future::pending::<()>().await;
         });
         let source = Source::new(plan, parts)?;
+        let _keeper = options
+            .move_ip
+            .as_ref()
+            .map(|_| Keeper::start(&host::own_file(), &state, id))
+            .transpose()
+            .context("the keeper of the moving address cannot be started")?;
         anyhow::Ok(source.run().await)
     })?;
     if options.common.json {

@@ -65,14 +65,8 @@ pub fn run(options: Options) -> Result<End> {
 
 fn resolve_source(options: &Options) -> Result<End> {
     let (state, id) = (&options.common.state, options.id);
-    match source::standing(state, id)? {
+    match source::settle(state, id)? {
         SourceStanding::InDoubt { .. } => {}
-        SourceStanding::Interrupted => {
-            for line in source::settle(state, id)? {
-                println!("{id}: {line}");
-            }
-            return Ok(End::Done);
-        }
         SourceStanding::UnderWay => bail!("its engine is still at work, and asks by itself"),
         other => {
             println!("{id}: not in doubt here: {other:?}");

@@ -2,7 +2,8 @@
 
 use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
 use crate::net::address::AddressHolder;
-use crate::source::recovery::{kill_tasks, parse_address_move};
+use crate::net::connections;
+use crate::source::recovery::parse_address_move;
 use ferry_transport::wire::control::{MigrationId, Outcome};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,7 +73,9 @@ pub fn conclude(
                 engine_lives = alive(engine);
                 standing = S::Interrupted { tasks: Vec::new() };
             }
-            DestinationRecord::Restoring { .. } | DestinationRecord::Drained => {}
+            DestinationRecord::TakingOver
+            | DestinationRecord::Restoring { .. }
+            | DestinationRecord::Drained => {}
             DestinationRecord::Prepared { tasks } => {
                 held = tasks.clone();
                 standing = S::Interrupted { tasks: held.clone() };
@@ -174,7 +177,13 @@ pub fn settlement(
 pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<DestinationStanding> {
     let found = standing(state, id)?;
     match settlement(&found, || release_trace(work, id), TaskId::is_alive) {
-        Settlement::Leave => return Ok(found),
+        Settlement::Leave => {
+            // It died in the brownout: the pager goes on alone, and needs no file.
+            if found == DestinationStanding::Resumed && !is_served(state, id)? {
+                let _ = std::fs::remove_dir_all(work_directory(work, id));
+            }
+            return Ok(found);
+        }
         Settlement::CleanUp => {
             // The directory goes last: where it is gone, everything is.
             if work_directory(work, id).exists() {
@@ -189,6 +198,14 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         }
     }
     standing(state, id)
+}
+
+/// Whether the receiver that took a migration lives.
+fn is_served(state: &Path, id: MigrationId) -> io::Result<bool> {
+    let entries = journal::read::<DestinationRecord>(state, id)?;
+    Ok(entries.iter().any(
+        |entry| matches!(&entry.record, DestinationRecord::Accepted { engine, .. } if engine.is_alive()),
+    ))
 }
 
 fn release_trace(work: &Path, id: MigrationId) -> ReleaseTrace {
@@ -215,14 +232,13 @@ pub fn resolve(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], run
 /// Kills what is left of a copy and takes its address and its images away.
 fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> io::Result<()> {
     let entries = journal::read::<DestinationRecord>(state, id)?;
-    kill_tasks(tasks);
+    connections::kill_quietly(tasks);
     let moved = entries.iter().find_map(|entry| match &entry.record {
         DestinationRecord::Accepted { move_ip, .. } => parse_address_move(move_ip.as_deref()?),
         _ => None,
     });
-    // Only where a copy was being restored had the address come.
-    let restoring = entries.iter().any(|entry| matches!(entry.record, DestinationRecord::Restoring { .. }));
-    if let Some(moved) = moved.filter(|_| restoring)
+    let took_over = entries.iter().any(|entry| entry.record == DestinationRecord::TakingOver);
+    if let Some(moved) = moved.filter(|_| took_over)
         && let Ok(mut holder) = AddressHolder::at_source(&moved)
     {
         let _ = holder.take_off();

@@ -1,6 +1,8 @@
 //! The records of both sides.
 
+use crate::net::address::Place;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::PathBuf;
 
 /// Which end of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +74,10 @@ pub enum SourceRecord {
         to: String,
         /// The engine that does it.
         engine: TaskId,
-        /// The address that moves, `ADDR/LEN@IFACE` as this host has it, if one does.
-        move_ip: Option<String>,
+        /// The address that moves, as this host has it, if one does.
+        address: Option<Place>,
+        /// Where CRIU writes its images, which hold secrets.
+        images: PathBuf,
     },
     /// A freeze was requested: the address that moves may be off this host from here on.
     Freezing,
@@ -123,6 +127,8 @@ pub enum DestinationRecord {
         /// The address that comes along, `ADDR/LEN@IFACE`, if one does.
         move_ip: Option<String>,
     },
+    /// The source begins to freeze: the moving address is here from here on.
+    TakingOver,
     /// A restore begins: tasks of these PIDs may exist, held, from here on.
     Restoring {
         /// The tree's PIDs, root first.

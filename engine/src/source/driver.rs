@@ -9,6 +9,7 @@ use super::pages::{MemoryThread, PageStreams};
 use super::state::{SourceAction, SourceInput, SourceState, learned};
 use crate::journal::{Journal, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemorySource, RoundScan};
+use crate::net::connections;
 use crate::net::hooks::Stage;
 use crate::report::{
     Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, environment::Environment, ms,
@@ -133,15 +134,12 @@ impl Source {
     pub fn new(plan: SourcePlan, parts: SourceParts) -> std::io::Result<Source> {
         let mut journal = Journal::open(&plan.state, plan.offer.id)?;
         let engine = TaskId::of(std::process::id() as i32)?;
-        // With the interface that has it here: where `ferry resolve` gives it back.
-        let moving = plan.offer.move_address.as_ref().zip(parts.network.address.as_ref());
-        let move_ip =
-            moving.map(|(to, here)| format!("{}/{}@{}", to.address, to.prefix, here.interface().name));
         journal.append(&SourceRecord::Started {
             target: plan.offer.target.clone(),
             to: plan.to.clone(),
             engine,
-            move_ip,
+            address: parts.network.place().cloned(),
+            images: plan.images.clone(),
         })?;
         let notes = plan.notes.clone();
         Ok(Source {
@@ -457,7 +455,7 @@ impl Source {
             let removed = flatten(tokio::task::spawn_blocking(move || held.commit()).await);
             if let Err(error) = removed {
                 self.note(format!("the frozen tree could not be removed by CRIU: {error}; killing it"));
-                super::recovery::kill_tasks(&self.tasks);
+                connections::kill_quietly(&self.tasks);
             }
         }
     }

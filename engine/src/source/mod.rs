@@ -3,6 +3,7 @@
 mod clock;
 mod driver;
 mod final_state;
+pub mod keeper;
 pub mod needs;
 mod network;
 mod observer;

@@ -8,13 +8,15 @@
 //! nothing to decide.
 
 use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
-use crate::net::address::{AddressError, AddressHolder};
+use crate::net::address::{AddressHolder, Place};
+use crate::net::announce::Announcer;
+use crate::net::connections;
 use ferry_transport::link::{Connector, LinkError};
 use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What a source's journal says of a migration.
@@ -98,24 +100,51 @@ pub fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool
     }
 }
 
+/// Ends a migration whose engine died before Commit could be sent: CRIU let the
+/// workload run here when that happened; its address comes back, and the journal
+/// says so. Others stay as they are. Says what the journal then says.
+pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
+    let found = standing(state, id)?;
+    if found != SourceStanding::Interrupted {
+        return Ok(found);
+    }
+    let Left { address, images } = left(state, id);
+    if let Some(place) = address {
+        give_back(place).map_err(io::Error::other)?;
+    }
+    let _ = std::fs::remove_dir_all(images);
+    let cause = "its engine died before the commit".to_owned();
+    Journal::open(state, id)?.append(&SourceRecord::Aborted { cause })?;
+    standing(state, id)
+}
+
 /// Ends a doubt: the workload is to live on `runs`. The other side's word, or an
 /// operator's, must stand behind it: this makes it true here.
 pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>, String> {
     let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
+    let Left { address, images } = left(state, id);
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
-            kill_tasks(&tasks);
-            done.push(format!("the {} stopped processes here were removed", tasks.len()));
+            let left = connections::kill_quietly(&tasks);
+            done.push(format!(
+                "{} of the {} stopped processes here were removed",
+                tasks.len() - left,
+                tasks.len()
+            ));
         }
         Side::Source => {
-            done.extend(give_address_back(state, id));
+            if let Some(place) = address {
+                let what = format!("{} is on {} again", place.address, place.interface.name);
+                done.push(give_back(place).map_or_else(|error| error, |()| what));
+            }
             continue_tasks(&tasks);
             done.push(format!("the {} processes run again here", tasks.len()));
         }
     }
+    let _ = std::fs::remove_dir_all(images);
     // Last: what was done may be done again, what is written down is not.
     let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
     journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
@@ -123,34 +152,32 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     Ok(done)
 }
 
-/// Ends a migration whose engine died before Commit could be sent. CRIU let the
-/// tasks run when that happened; the address may still be off this host.
-pub fn settle(state: &Path, id: MigrationId) -> io::Result<Vec<String>> {
-    if standing(state, id)? != SourceStanding::Interrupted {
-        return Ok(Vec::new());
-    }
-    let mut done = vec!["its engine died before the commit; the workload runs here".to_owned()];
-    done.extend(give_address_back(state, id));
-    Journal::open(state, id)?.append(&SourceRecord::Aborted { cause: "its engine died".into() })?;
-    Ok(done)
+/// Gives a moved address back to this host and tells the clients.
+fn give_back(place: Place) -> Result<(), String> {
+    let address = place.address;
+    let mut holder = AddressHolder::again(place).map_err(|error| error.to_string())?;
+    holder.give().map_err(|error| error.to_string())?;
+    // Waited for: this process may end right after it.
+    let announced = Announcer::prepare(holder.interface(), address)
+        .and_then(Announcer::announce_repeatedly)
+        .map(|thread| drop(thread.join()));
+    announced.map_err(|error| format!("{address} is here again, and was not announced: {error}"))
 }
 
-/// Gives this host the address that was to move, if one was and it is not here.
-fn give_address_back(state: &Path, id: MigrationId) -> Option<String> {
-    let moved = moved_address(state, id)?;
-    match AddressHolder::at_destination(&moved).and_then(|mut holder| holder.give()) {
-        Ok(()) => Some(format!("{} is on {} again", moved.address, moved.interface)),
-        Err(AddressError::AlreadyHere { .. }) => None,
-        Err(error) => Some(format!("the address {}: {error}", moved.address)),
-    }
+/// What an engine leaves when it dies.
+#[derive(Default)]
+struct Left {
+    address: Option<Place>,
+    images: PathBuf,
 }
 
-fn moved_address(state: &Path, id: MigrationId) -> Option<AddressMove> {
-    let entries = journal::read::<SourceRecord>(state, id).ok()?;
-    entries.iter().find_map(|entry| match &entry.record {
-        SourceRecord::Started { move_ip: Some(text), .. } => parse_address_move(text),
+fn left(state: &Path, id: MigrationId) -> Left {
+    let entries = journal::read::<SourceRecord>(state, id).unwrap_or_default();
+    let started = entries.into_iter().find_map(|entry| match entry.record {
+        SourceRecord::Started { address, images, .. } => Some(Left { address, images }),
         _ => None,
-    })
+    });
+    started.unwrap_or_default()
 }
 
 /// Parses `ADDR/LEN@IFACE`.
@@ -166,19 +193,11 @@ pub fn parse_address_move(text: &str) -> Option<AddressMove> {
     })
 }
 
-/// Kills every process that still is the one that was meant.
-pub fn kill_tasks(tasks: &[TaskId]) {
-    signal_tasks(tasks, Signal::SIGKILL);
-}
-
 /// Continues every process that still is the one that was meant.
-pub fn continue_tasks(tasks: &[TaskId]) {
-    signal_tasks(tasks, Signal::SIGCONT);
-}
-
-fn signal_tasks(tasks: &[TaskId], signal: Signal) {
+fn continue_tasks(tasks: &[TaskId]) {
+    connections::wake(tasks);
     for task in tasks.iter().filter(|task| task.is_alive()) {
-        let _ = kill(Pid::from_raw(task.pid), signal);
+        let _ = kill(Pid::from_raw(task.pid), Signal::SIGCONT);
     }
 }
 
@@ -194,7 +213,8 @@ mod tests {
             target: "pid:2".into(),
             to: "there".into(),
             engine: ENGINE,
-            move_ip: None,
+            address: None,
+            images: "/nonexistent".into(),
         };
         let entries: Vec<_> = std::iter::once(started)
             .chain(records.iter().cloned())

@@ -62,7 +62,8 @@ impl Source {
                 target: "a workload".into(),
                 to: "there".into(),
                 engine: ENGINE,
-                move_ip: Some("192.0.2.7/24@eth0".into()),
+                address: None,
+                images: "/nonexistent".into(),
             },
         );
         let mut source = Source { state: SourceState::Preparing, todo: VecDeque::new(), rounds };

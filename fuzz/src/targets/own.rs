@@ -38,7 +38,8 @@ pub(super) fn journal_seeds() -> Vec<Vec<u8>> {
             target: "pid:3".into(),
             to: "there:4433".into(),
             engine,
-            move_ip: move_ip.clone(),
+            address: None,
+            images: "/run/ferry".into(),
         },
         SourceRecord::Freezing,
         SourceRecord::Committing { tasks: tasks.clone() },
@@ -49,6 +50,7 @@ pub(super) fn journal_seeds() -> Vec<Vec<u8>> {
     ];
     let destination = [
         DestinationRecord::Accepted { target: "pid:3".into(), from: "here".into(), engine, move_ip },
+        DestinationRecord::TakingOver,
         DestinationRecord::Restoring { pids: vec![3] },
         DestinationRecord::Prepared { tasks },
         DestinationRecord::Committed,

@@ -1,0 +1,90 @@
+//! A cut, a kill or an interruption at every message of a migration.
+
+mod support;
+
+use support::trial::Deed::{self, *};
+use support::trial::Ends::*;
+use support::trial::{At, Trial};
+
+/// Every place at the source, in the order of a migration.
+const AT_SOURCE: [&str; 14] = [
+    "before-send:Hello",
+    "after-receive:Hello",
+    "before-send:Offer",
+    "after-receive:Accepted",
+    "before-send:RoundEnd",
+    "after-receive:RoundAcked",
+    "before-send:Freezing",
+    "after-send:Freezing",
+    "after-send:Image",
+    "before-send:FinalState",
+    "after-send:FinalState",
+    "after-receive:Ready",
+    "before-send:Commit",
+    "after-send:Commit",
+];
+
+/// Every place at the destination.
+const AT_DESTINATION: [&str; 12] = [
+    "after-receive:Hello",
+    "after-receive:Offer",
+    "before-send:Accepted",
+    "after-receive:RoundEnd",
+    "after-receive:Freezing",
+    "after-receive:Image",
+    "after-receive:FinalState",
+    "before-send:RoundAcked",
+    "before-send:Ready",
+    "after-send:Ready",
+    "after-receive:Commit",
+    "before-send:Resumed",
+];
+
+/// The last place at each side where it is certain that nothing is committed, and
+/// the first where it is certain that something is. Between them both are right.
+struct Certain {
+    here_until: &'static str,
+    there_from: Option<&'static str>,
+}
+
+fn at_each(trial: &mut Trial, at: At, order: &[&str], deed: Deed, certain: Certain) {
+    let of = |place| order.iter().position(|other| *other == place).expect("a place of the table");
+    for (index, place) in order.iter().enumerate() {
+        let ends = match certain.there_from {
+            _ if index <= of(certain.here_until) => Here,
+            Some(there) if index >= of(there) => There,
+            _ => Either,
+        };
+        trial.goes_wrong(at, place, deed, ends);
+    }
+}
+
+const SENT: Certain = Certain { here_until: "before-send:Commit", there_from: None };
+
+#[test]
+fn the_cable_is_cut_at_every_message() {
+    let Some(mut trial) = Trial::new("faults-cut") else { return };
+    at_each(&mut trial, At::Source, &AT_SOURCE, CutCable, SENT);
+    let certain = Certain { here_until: "before-send:Ready", there_from: Some("after-receive:Commit") };
+    at_each(&mut trial, At::Destination, &AT_DESTINATION, CutCable, certain);
+    trial.finish();
+}
+
+#[test]
+fn the_source_is_killed_at_every_message() {
+    let Some(mut trial) = Trial::new("faults-source") else { return };
+    at_each(&mut trial, At::Source, &AT_SOURCE, KillSource, SENT);
+    let certain = Certain { here_until: "before-send:Ready", there_from: Some("after-receive:Commit") };
+    at_each(&mut trial, At::Destination, &AT_DESTINATION, KillSource, certain);
+    trial.finish();
+}
+
+#[test]
+fn the_destination_is_killed_at_every_message() {
+    let Some(mut trial) = Trial::new("faults-destination") else { return };
+    at_each(&mut trial, At::Source, &AT_SOURCE, KillDestination, SENT);
+    // It received Commit, and had not written it down.
+    let certain = Certain { here_until: "after-receive:Commit", there_from: Some("before-send:Resumed") };
+    at_each(&mut trial, At::Destination, &AT_DESTINATION, KillDestination, certain);
+    trial.finish();
+}
