@@ -88,3 +88,43 @@ fn the_destination_is_killed_at_every_message() {
     at_each(&mut trial, At::Destination, &AT_DESTINATION, KillDestination, certain);
     trial.finish();
 }
+
+#[test]
+fn criu_is_killed_on_either_side() {
+    let Some(mut trial) = Trial::new("faults-criu") else { return };
+    // Parked: another one is started, where its death is noticed in time.
+    trial.goes_wrong(At::Source, "before-send:Freezing", KillSourceCriu, Either);
+    // Holding the dump, whose tasks are pinned: that CRIU is dead changes nothing for them.
+    for place in [
+        "after-send:Image",
+        "before-send:FinalState",
+        "after-receive:Ready",
+        "before-send:Commit",
+        "after-send:Commit",
+    ] {
+        trial.goes_wrong(At::Source, place, KillSourceCriu, There);
+    }
+    // Both at once: the keeper lets the tasks run, or an operator decides.
+    for place in ["after-send:Freezing", "after-send:Image", "after-receive:Ready", "before-send:Commit"] {
+        trial.goes_wrong(At::Source, place, KillSourceAndCriu, Here);
+    }
+    trial.goes_wrong(At::Source, "after-send:Commit", KillSourceAndCriu, Either);
+    trial.goes_wrong(At::Destination, "after-receive:FinalState", KillDestinationCriu, Either);
+    // Holding the copy.
+    for place in ["before-send:Ready", "after-send:Ready", "after-receive:Commit"] {
+        trial.goes_wrong(At::Destination, place, KillDestinationCriu, Here);
+    }
+    trial.goes_wrong(At::Destination, "before-send:Resumed", KillDestinationCriu, There);
+    trial.finish();
+}
+
+#[test]
+fn somebody_gives_up_at_every_message() {
+    let Some(mut trial) = Trial::new("faults-abort") else { return };
+    // From Committing on nobody may.
+    let certain = Certain { here_until: "after-receive:Ready", there_from: Some("before-send:Commit") };
+    at_each(&mut trial, At::Source, &AT_SOURCE, Interrupt, certain);
+    let certain = Certain { here_until: "before-send:Ready", there_from: Some("before-send:Resumed") };
+    at_each(&mut trial, At::Destination, &AT_DESTINATION, StopDestination, certain);
+    trial.finish();
+}

@@ -236,12 +236,7 @@ pub fn run(options: Options) -> Result<End> {
             std::future::pending::<()>().await;
         });
         let source = Source::new(plan, parts)?;
-        let _keeper = options
-            .move_ip
-            .as_ref()
-            .map(|_| Keeper::start(&host::own_file(), &state, id))
-            .transpose()
-            .context("the keeper of the moving address cannot be started")?;
+        let _keeper = Keeper::start(&host::own_file(), &state, id).context("the keeper cannot be started")?;
         anyhow::Ok(source.run().await)
     })?;
     if options.common.json {

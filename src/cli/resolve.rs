@@ -11,6 +11,7 @@ use ferry_engine::source::recovery::{self as source, SourceStanding};
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{Hello, MigrationId, Outcome, PROTOCOL_VERSION};
 use std::net::ToSocketAddrs;
+use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -77,7 +78,7 @@ fn resolve_source(options: &Options) -> Result<End> {
         Some(Runs::Here) => Side::Source,
         Some(Runs::There) => Side::Destination,
         None => {
-            let outcome = ask(options)?;
+            let outcome = ask_until_decided(options)?;
             println!("{id}: the destination says: {outcome:?}");
             match outcome {
                 Outcome::Resumed => Side::Destination,
@@ -96,6 +97,20 @@ fn resolve_source(options: &Options) -> Result<End> {
         println!("{id}: {line}");
     }
     Ok(End::Done)
+}
+
+/// A destination that has not decided does so by itself, when it finds that its
+/// source is gone or has been silent for its patience.
+fn ask_until_decided(options: &Options) -> Result<Outcome> {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let outcome = ask(options)?;
+        if outcome != Outcome::Undecided || Instant::now() > deadline {
+            return Ok(outcome);
+        }
+        eprintln!("{}: the destination has not decided yet; asking again", options.id);
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 fn ask(options: &Options) -> Result<Outcome> {

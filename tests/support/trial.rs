@@ -34,6 +34,8 @@ pub enum Deed {
     KillDestination,
     /// `kill -9` of every CRIU process on the source.
     KillSourceCriu,
+    /// Both of the source's at once.
+    KillSourceAndCriu,
     /// `kill -9` of every CRIU process on the destination.
     KillDestinationCriu,
     /// Ctrl-C at the source.
@@ -127,6 +129,10 @@ impl Trial {
             Deed::KillSource => engine.kill(Signal::SIGKILL).unwrap(),
             Deed::KillDestination => end_receiver(there, Signal::SIGKILL),
             Deed::KillSourceCriu => kill_criu(here),
+            Deed::KillSourceAndCriu => {
+                engine.kill(Signal::SIGKILL).unwrap();
+                kill_criu(here);
+            }
             Deed::KillDestinationCriu => kill_criu(there),
             Deed::Interrupt => engine.kill(Signal::SIGINT).unwrap(),
             Deed::StopDestination => signal_receiver(there, Signal::SIGTERM),
@@ -148,6 +154,10 @@ impl Trial {
             self.rig.it_moved();
         }
         self.nothing_is_left(&what);
+        if !self.load.as_ref().is_some_and(Load::is_well) {
+            println!("{what}: a connection broke\n{}", self.logs());
+            self.load.take().expect("a load").finish();
+        }
         self.done += 1;
     }
 

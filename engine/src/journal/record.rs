@@ -55,6 +55,12 @@ impl TaskId {
         Ok(TaskId { pid, start_time: stat.start_time })
     }
 
+    /// Whether somebody has stopped it by a signal.
+    pub fn is_stopped(&self) -> bool {
+        crate::sys::procfs::stat::of(self.pid)
+            .is_ok_and(|stat| stat.start_time == self.start_time && stat.state.0 == b'T')
+    }
+
     /// Whether the very process still exists and has not exited.
     pub fn is_alive(&self) -> bool {
         crate::sys::procfs::stat::of(self.pid)
@@ -79,16 +85,21 @@ pub enum SourceRecord {
         /// Where CRIU writes its images, which hold secrets.
         images: PathBuf,
     },
-    /// A freeze was requested: the address that moves may be off this host from here on.
-    Freezing,
-    /// Commit may have been sent from here on. The tasks are pinned after this is
-    /// written and before Commit is sent: they do not run then unless somebody sends
-    /// them SIGCONT. An engine that dies in between leaves them running, and a
-    /// destination that never heard Commit.
-    Committing {
-        /// Every process of the tree.
+    /// A freeze was requested.
+    Freezing {
+        /// Every process of the tree at that time, root first.
+        tasks: Vec<TaskId>,
+        /// Those that somebody else had stopped before.
+        stopped: Vec<TaskId>,
+    },
+    /// The dump is held and is about to be pinned: from here on the tasks do not run
+    /// unless somebody sends them SIGCONT, whoever is killed.
+    Holding {
+        /// Every process of the tree, root first.
         tasks: Vec<TaskId>,
     },
+    /// Commit may have been sent from here on.
+    Committing,
     /// No answer came; the tasks stay pinned.
     InDoubt {
         /// What was tried.

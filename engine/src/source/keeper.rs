@@ -1,10 +1,11 @@
 //! The keeper: a process that outlives a killed engine for as long as it takes to
-//! give the workload its address back.
+//! put right what it left.
 //!
-//! When an engine dies during the freeze CRIU lets the workload run on, but its
-//! address is off: the service would run and nobody reach it. The keeper holds the
-//! read end of a pipe whose write end only the engine has. At its end the keeper
-//! reads the journal, and settles what the engine left, if it left anything.
+//! An engine that dies while the dump is held leaves a tree that is pinned, and one
+//! that dies after the freeze leaves a service without its address: neither would
+//! come back by itself. The keeper holds the read end of a pipe whose write end only
+//! the engine has. At its end the keeper reads the journal, and settles what the
+//! engine left, if it left anything.
 
 use super::recovery;
 use ferry_transport::wire::control::MigrationId;

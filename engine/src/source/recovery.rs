@@ -1,22 +1,20 @@
 //! A migration whose engine is gone: what is known, and how it is ended.
 //!
-//! The source's tasks are in one of three conditions, which the journal tells:
-//! before `committing` CRIU let them run when its engine died; from `committing`
-//! on they are stopped beneath it (state T) until somebody decides, but for the
-//! instant between that record and the last task's pin, in which an engine's death
-//! lets them run and no Commit is sent; after `completed` or `aborted` there is
-//! nothing to decide.
+//! The source's tasks are in one of four conditions, which the journal tells:
+//! before `holding` CRIU let them run when its engine died; from then on they are
+//! stopped beneath it (state T), and are to run here; from `committing` on they are
+//! stopped until somebody decides; after `completed` or `aborted` there is nothing
+//! to decide.
 
 use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
 use crate::net::address::{AddressHolder, Place};
 use crate::net::announce::Announcer;
-use crate::net::connections;
+use crate::target::process::rescue;
 use ferry_transport::link::{Connector, LinkError};
 use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// What a source's journal says of a migration.
@@ -26,11 +24,12 @@ pub enum SourceStanding {
     Unknown,
     /// Its engine is at work.
     UnderWay,
-    /// Its engine died before Commit could be sent: the workload runs here.
+    /// Its engine died before Commit could be sent: the workload is to run here, and
+    /// [`settle`] sees to it.
     Interrupted,
     /// Commit may have been sent and no outcome is written down.
     InDoubt {
-        /// The stopped tree.
+        /// The stopped tree, root first.
         tasks: Vec<TaskId>,
     },
     /// It runs there.
@@ -79,14 +78,16 @@ pub fn standing(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
 pub fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
     let mut standing = SourceStanding::Unknown;
     let mut engine_lives = false;
+    let mut held = Vec::new();
     for entry in entries {
         match &entry.record {
             SourceRecord::Started { engine, .. } => {
                 engine_lives = alive(engine);
                 standing = SourceStanding::Interrupted;
             }
-            SourceRecord::Freezing | SourceRecord::InDoubt { .. } => {}
-            SourceRecord::Committing { tasks } => standing = SourceStanding::InDoubt { tasks: tasks.clone() },
+            SourceRecord::Freezing { .. } | SourceRecord::InDoubt { .. } => {}
+            SourceRecord::Holding { tasks } => held.clone_from(tasks),
+            SourceRecord::Committing => standing = SourceStanding::InDoubt { tasks: held.clone() },
             SourceRecord::Completed => standing = SourceStanding::Completed,
             SourceRecord::Aborted { cause } => standing = SourceStanding::Aborted { cause: cause.clone() },
             SourceRecord::Resolved { runs } => standing = SourceStanding::Resolved(*runs),
@@ -100,18 +101,18 @@ pub fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool
     }
 }
 
-/// Ends a migration whose engine died before Commit could be sent: CRIU let the
-/// workload run here when that happened; its address comes back, and the journal
-/// says so. Others stay as they are. Says what the journal then says.
+/// Ends a migration whose engine died before Commit could be sent: the workload
+/// runs here, with its address, and the journal says so. Others stay as they are.
+/// Says what the journal then says.
 pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     let found = standing(state, id)?;
     if found != SourceStanding::Interrupted {
         return Ok(found);
     }
-    let Left { address, images } = left(state, id);
-    if let Some(place) = address {
-        give_back(place).map_err(io::Error::other)?;
-    }
+    let Left { address, images, tasks, stopped } = left(state, id);
+    let announcing = address.map(give_back);
+    rescue::let_run(&images, &tasks, &stopped);
+    announcing.map_or(Ok(()), wait_announced).map_err(io::Error::other)?;
     let _ = std::fs::remove_dir_all(images);
     let cause = "its engine died before the commit".to_owned();
     Journal::open(state, id)?.append(&SourceRecord::Aborted { cause })?;
@@ -124,24 +125,22 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
-    let Left { address, images } = left(state, id);
+    let Left { address, images, stopped, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
-            let left = connections::kill_quietly(&tasks);
-            done.push(format!(
-                "{} of the {} stopped processes here were removed",
-                tasks.len() - left,
-                tasks.len()
-            ));
+            let removed = tasks.len() - rescue::remove(&images, &tasks);
+            done.push(format!("{removed} of the {} stopped processes here were removed", tasks.len()));
         }
         Side::Source => {
-            if let Some(place) = address {
-                let what = format!("{} is on {} again", place.address, place.interface.name);
-                done.push(give_back(place).map_or_else(|error| error, |()| what));
-            }
-            continue_tasks(&tasks);
+            let what =
+                address.as_ref().map(|place| format!("{} is on {}", place.address, place.interface.name));
+            let announcing = address.map(give_back);
+            rescue::let_run(&images, &tasks, &stopped);
             done.push(format!("the {} processes run again here", tasks.len()));
+            if let (Some(what), Some(announcing)) = (what, announcing) {
+                done.push(wait_announced(announcing).map_or_else(|error| error, |()| what + " again"));
+            }
         }
     }
     let _ = std::fs::remove_dir_all(images);
@@ -152,16 +151,19 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     Ok(done)
 }
 
-/// Gives a moved address back to this host and tells the clients.
-fn give_back(place: Place) -> Result<(), String> {
+/// Gives a moved address back to this host, and begins to tell the clients.
+fn give_back(place: Place) -> Result<JoinHandle<()>, String> {
     let address = place.address;
     let mut holder = AddressHolder::again(place).map_err(|error| error.to_string())?;
     holder.give().map_err(|error| error.to_string())?;
-    // Waited for: this process may end right after it.
-    let announced = Announcer::prepare(holder.interface(), address)
+    Announcer::prepare(holder.interface(), address)
         .and_then(Announcer::announce_repeatedly)
-        .map(|thread| drop(thread.join()));
-    announced.map_err(|error| format!("{address} is here again, and was not announced: {error}"))
+        .map_err(|error| format!("{address} is here again, and was not announced: {error}"))
+}
+
+/// This process may end soon: the announcements are waited for.
+fn wait_announced(announcing: Result<JoinHandle<()>, String>) -> Result<(), String> {
+    announcing?.join().map_err(|_| "the address's announcement failed".into())
 }
 
 /// What an engine leaves when it dies.
@@ -169,15 +171,24 @@ fn give_back(place: Place) -> Result<(), String> {
 struct Left {
     address: Option<Place>,
     images: PathBuf,
+    /// Stopped by CRIU, and pinned if the dump was held.
+    tasks: Vec<TaskId>,
+    stopped: Vec<TaskId>,
 }
 
 fn left(state: &Path, id: MigrationId) -> Left {
-    let entries = journal::read::<SourceRecord>(state, id).unwrap_or_default();
-    let started = entries.into_iter().find_map(|entry| match entry.record {
-        SourceRecord::Started { address, images, .. } => Some(Left { address, images }),
-        _ => None,
-    });
-    started.unwrap_or_default()
+    let mut left = Left::default();
+    for entry in journal::read::<SourceRecord>(state, id).unwrap_or_default() {
+        match entry.record {
+            SourceRecord::Started { address, images, .. } => {
+                (left.address, left.images) = (address, images);
+            }
+            SourceRecord::Freezing { tasks, stopped } => (left.tasks, left.stopped) = (tasks, stopped),
+            SourceRecord::Holding { tasks } => left.tasks = tasks,
+            _ => {}
+        }
+    }
+    left
 }
 
 /// Parses `ADDR/LEN@IFACE`.
@@ -191,14 +202,6 @@ pub fn parse_address_move(text: &str) -> Option<AddressMove> {
         prefix,
         interface: interface.to_owned(),
     })
-}
-
-/// Continues every process that still is the one that was meant.
-fn continue_tasks(tasks: &[TaskId]) {
-    connections::wake(tasks);
-    for task in tasks.iter().filter(|task| task.is_alive()) {
-        let _ = kill(Pid::from_raw(task.pid), Signal::SIGCONT);
-    }
 }
 
 #[cfg(test)]
@@ -225,19 +228,22 @@ mod tests {
 
     #[test]
     fn a_death_before_committing_leaves_the_workload_running_here() {
-        assert_eq!(told(&[SourceRecord::Freezing], false), SourceStanding::Interrupted);
-        assert_eq!(told(&[SourceRecord::Freezing], true), SourceStanding::UnderWay);
+        let freezing = SourceRecord::Freezing { tasks: vec![TASK], stopped: vec![] };
+        assert_eq!(told(&[freezing.clone()], false), SourceStanding::Interrupted);
+        assert_eq!(told(&[freezing], true), SourceStanding::UnderWay);
     }
 
     #[test]
     fn a_death_after_committing_is_a_doubt_and_names_the_tasks() {
-        let committing = SourceRecord::Committing { tasks: vec![TASK] };
-        assert_eq!(told(&[committing], false), SourceStanding::InDoubt { tasks: vec![TASK] });
+        let holding = SourceRecord::Holding { tasks: vec![TASK] };
+        assert_eq!(told(&[holding.clone()], false), SourceStanding::Interrupted);
+        let records = [holding, SourceRecord::Committing];
+        assert_eq!(told(&records, false), SourceStanding::InDoubt { tasks: vec![TASK] });
     }
 
     #[test]
     fn an_outcome_ends_the_doubt_whoever_lives() {
-        let committing = SourceRecord::Committing { tasks: vec![TASK] };
+        let committing = SourceRecord::Committing;
         assert_eq!(told(&[committing.clone(), SourceRecord::Completed], false), SourceStanding::Completed);
         let resolved = SourceRecord::Resolved { runs: Side::Source };
         assert_eq!(told(&[committing, resolved], true), SourceStanding::Resolved(Side::Source));

@@ -34,9 +34,10 @@ enum Deed {
     Freeze,
     TakeAddressOff,
     Dump,
-    JournalCommitting,
+    JournalHolding,
     Pin(usize),
     SeeThatCriuHeldAllAlong,
+    JournalCommitting,
     GiveAddressBack,
     CriuLetsGo,
     Continue,
@@ -102,6 +103,7 @@ impl Source {
                 Deed::Say(_)
                 | Deed::Freeze
                 | Deed::TakeAddressOff
+                | Deed::JournalHolding
                 | Deed::JournalCommitting
                 | Deed::Pin(_)
                 | Deed::SeeThatCriuHeldAllAlong,
@@ -149,7 +151,14 @@ impl Source {
                 Deed::TakeAddressOff,
                 Deed::Happens(SourceInput::Frozen),
             ],
-            SourceState::StopAndCopy => vec![Deed::Dump, Deed::Say(Say::FinalState)],
+            SourceState::StopAndCopy => vec![
+                Deed::Dump,
+                Deed::JournalHolding,
+                Deed::Pin(0),
+                Deed::Pin(1),
+                Deed::SeeThatCriuHeldAllAlong,
+                Deed::Say(Say::FinalState),
+            ],
             _ => vec![],
         });
     }
@@ -178,17 +187,14 @@ impl Source {
             }
             (SourceState::StopAndCopy, Say::RoundAcked) => SourceInput::FinalSent,
             (SourceState::AwaitingReady, Say::Ready) => {
-                self.todo.extend([
-                    Deed::JournalCommitting,
-                    Deed::Pin(0),
-                    Deed::Pin(1),
-                    Deed::SeeThatCriuHeldAllAlong,
-                    Deed::Happens(SourceInput::ReadyAndPinned),
-                ]);
+                self.todo.extend([Deed::JournalCommitting, Deed::Happens(SourceInput::Ready)]);
                 return Turn::Done;
             }
             (SourceState::Committing, Say::Resumed) => SourceInput::Resumed,
-            (SourceState::Committing, Say::NotResumed) => SourceInput::NotResumed("it says so".into()),
+            // It wrote down Discarded before it said either.
+            (SourceState::Committing, Say::NotResumed | Say::Failed) => {
+                SourceInput::NotResumed("it says so".into())
+            }
             (SourceState::Committing, other) => SourceInput::Silence(format!("{other:?} out of turn")),
             (_, other) => SourceInput::Failure(format!("{other:?} out of turn")),
         };
@@ -210,9 +216,8 @@ impl Source {
                 self.happens(SourceInput::Failure("CRIU is gone".into()));
             }
             Deed::Dump => {}
-            Deed::JournalCommitting => {
-                write(around.journal, SourceRecord::Committing { tasks: TASKS.to_vec() });
-            }
+            Deed::JournalHolding => write(around.journal, SourceRecord::Holding { tasks: TASKS.to_vec() }),
+            Deed::JournalCommitting => write(around.journal, SourceRecord::Committing),
             Deed::Pin(task) => around.host.pin(task),
             Deed::SeeThatCriuHeldAllAlong if around.host.criu != Criu::Holding => {
                 self.happens(SourceInput::Failure("CRIU died, so the images may be out of date".into()));
@@ -228,7 +233,9 @@ impl Source {
 
     fn act(&mut self, action: SourceAction, around: &mut Surroundings) {
         match action {
-            SourceAction::JournalFreezing => write(around.journal, SourceRecord::Freezing),
+            SourceAction::JournalFreezing => {
+                write(around.journal, SourceRecord::Freezing { tasks: TASKS.to_vec(), stopped: Vec::new() });
+            }
             SourceAction::SendCommit => around.link.send_to_destination(Say::Commit),
             SourceAction::JournalInDoubt(cause) => write(around.journal, SourceRecord::InDoubt { cause }),
             SourceAction::RemoveTree => around.host.remove(),

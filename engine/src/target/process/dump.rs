@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const LOG: &str = "dump.log";
+pub(super) const LOG: &str = "dump.log";
 /// How long CRIU may take to take itself out of the tasks again.
 const LET_GO: Duration = Duration::from_secs(30);
 
@@ -49,6 +49,10 @@ impl ProcessTarget {
 impl Target for ProcessTarget {
     fn describe(&self) -> String {
         format!("pid:{} ({})", self.root, self.name)
+    }
+
+    fn tasks(&self) -> Vec<TaskId> {
+        tasks_of(&*self.processes)
     }
 
     fn prepare(&mut self) -> Result<(), TargetError> {
@@ -176,8 +180,7 @@ fn tasks_of(processes: &dyn ProcessSet) -> Vec<TaskId> {
 
 /// Tasks that somebody else has stopped: they stay so whatever we do.
 fn stopped_tasks(processes: &dyn ProcessSet) -> Vec<TaskId> {
-    let is_stopped = |task: &TaskId| stat::of(task.pid).is_ok_and(|stat| stat.state.0 == b'T');
-    tasks_of(processes).into_iter().filter(is_stopped).collect()
+    tasks_of(processes).into_iter().filter(TaskId::is_stopped).collect()
 }
 
 /// The dump is complete and CRIU waits.
@@ -198,6 +201,10 @@ struct Held {
 impl HeldDump for Held {
     fn times(&self) -> FreezeTimes {
         self.times
+    }
+
+    fn tasks(&self) -> &[TaskId] {
+        &self.tree
     }
 
     fn pin(&mut self) -> Result<(), TargetError> {
