@@ -144,7 +144,8 @@ fn memory_that_somebody_follows_is_seen_by_others() {
     round(&mut source, &mut store, 0);
     assert_eq!(served(), vec![pid]);
     source.disarm();
-    assert_eq!(served(), Vec::<i32>::new());
+    // A child that another test forks has a copy of the descriptor until it execs.
+    wait_until("nobody follows it", || served().is_empty());
 }
 
 #[test]
