@@ -2,9 +2,10 @@
 
 use super::elf;
 use super::proc::fields::Stat;
+use super::proc::limits::HardLimits;
 use super::proc::tree::{Process, Tree, namespaces};
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::FileClaim;
+use ferry_transport::wire::control::{FileClaim, LimitClaim};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -18,10 +19,12 @@ pub struct Needs {
     pub pids: Vec<u32>,
     /// Resident and swapped memory of all processes.
     pub memory: Bytes,
+    /// The highest hard limits of all processes.
+    pub limits: Vec<LimitClaim>,
 }
 
 /// The most files that are claimed; beyond it the restore itself will tell.
-const MAX_FILES: usize = 20_000;
+pub(super) const MAX_FILES: usize = 20_000;
 
 /// Reads what the tree under `root` needs; empty when there is no such process.
 pub fn describe_needs(root: i32) -> Needs {
@@ -36,7 +39,18 @@ pub fn describe_needs(root: i32) -> Needs {
         ["VmRSS", "VmSwap", "HugetlbPages"].iter().filter_map(|name| process.status.number::<u64>(name)).sum()
     };
     let memory = Bytes(tree.processes.iter().map(|process| kibibytes(process) * 1024).sum());
-    Needs { files, pids: pids.into_iter().collect(), memory }
+    Needs { files, pids: pids.into_iter().collect(), memory, limits: limits(&tree) }
+}
+
+fn limits(tree: &Tree) -> Vec<LimitClaim> {
+    let mut highest: BTreeMap<String, u64> = BTreeMap::new();
+    for process in &tree.processes {
+        for (name, hard) in HardLimits::of(&process.pid.to_string()).0 {
+            let held = highest.entry(name).or_default();
+            *held = hard.max(*held);
+        }
+    }
+    highest.into_iter().map(|(name, hard)| LimitClaim { name, hard }).collect()
 }
 
 fn pids(tree: &Tree) -> BTreeSet<u32> {
@@ -62,6 +76,14 @@ fn files(tree: &Tree) -> Vec<FileClaim> {
             claims
                 .entry(mapping.name.clone())
                 .or_insert_with_key(|path| claim(path, &mapping.file(process.pid), Sized::Yes));
+        }
+        // CRIU opens it at the restore; a removed one is its own matter.
+        let place = format!("/proc/{}/cwd", process.pid);
+        if let Some(path) =
+            std::fs::read_link(&place).ok().and_then(|path| path.into_os_string().into_string().ok())
+            && has_path(&path)
+        {
+            claims.entry(path).or_insert_with_key(|path| claim(path, &place, Sized::No));
         }
         for descriptor in process.descriptors.iter().filter(|d| has_path(&d.link) && d.links > 0) {
             if descriptor.is(libc::S_IFREG) || descriptor.is(libc::S_IFDIR) {

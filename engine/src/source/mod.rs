@@ -2,8 +2,8 @@
 
 mod clock;
 mod driver;
+pub mod dump_cost;
 mod final_state;
-pub mod needs;
 mod network;
 mod observer;
 mod pages;

@@ -5,6 +5,7 @@
 
 pub mod arch;
 pub mod arena;
+pub mod core_scheduling;
 pub mod fdpass;
 pub mod inject;
 pub mod packet;
