@@ -232,7 +232,8 @@ impl Preflight {
         let verdict = match self.verdict {
             Verdict::Blocked => "it cannot be moved like this",
             _ if blocks > 0 => "what blocks it is overridden by --force",
-            _ => "nothing blocks it",
+            _ if self.to.is_some() && self.no_answer.is_none() => "nothing blocks it",
+            _ => "nothing blocks it here",
         };
         let _ =
             writeln!(text, "{}: {verdict} (blocking: {blocks}, risks: {risks}, notes: {notes})", self.target);

@@ -99,9 +99,9 @@ fn files(tree: &Tree) -> Vec<FileClaim> {
 
 fn has_path(name: &str) -> bool {
     let elsewhere = ["/proc/", "/sys/", "/memfd:", "/dev/", "/SYSV", "/anon_hugepage", "/[aio]"];
-    name.starts_with('/')
-        && !name.ends_with(" (deleted)")
-        && !elsewhere.iter().any(|place| name.starts_with(place))
+    // POSIX shared memory is files like others: without a mount namespace they stay behind.
+    let is_file = name.starts_with("/dev/shm/") || !elsewhere.iter().any(|place| name.starts_with(place));
+    name.starts_with('/') && !name.ends_with(" (deleted)") && is_file
 }
 
 /// Whether the size has to match.

@@ -58,6 +58,6 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
     }
 }
 
-fn is_virtual(path: &str) -> bool {
+pub(super) fn is_virtual(path: &str) -> bool {
     ["/proc/", "/sys/", "/dev/"].iter().any(|place| path.starts_with(place))
 }

@@ -36,16 +36,16 @@ const MAX_NAMED: usize = 20;
 pub(super) fn check(tree: &Tree, report: &mut Report) {
     let own = namespaces("self").get("mnt").copied();
     let mut seen: BTreeMap<u64, Vec<Mount>> = BTreeMap::new();
+    let mut first_in: BTreeMap<u64, &Process> = BTreeMap::new();
     for process in &tree.processes {
         if let Some(namespace) = process.namespaces.get("mnt").copied() {
-            seen.entry(namespace).or_insert_with(|| {
-                let mounts = mounts::of(process.pid);
-                if Some(namespace) != own {
-                    carried(process, &mounts, report);
-                }
-                mounts
-            });
+            seen.entry(namespace).or_insert_with(|| mounts::of(process.pid));
+            first_in.entry(namespace).or_insert(process);
         }
+    }
+    let groups: HashSet<u64> = seen.values().flatten().filter_map(|mount| mount.shared).collect();
+    for (namespace, mounts) in seen.iter().filter(|(namespace, _)| Some(**namespace) != own) {
+        carried(first_in[namespace], mounts, &groups, report);
     }
     // A process that exited meanwhile has no mounts to be missed.
     let known: HashSet<u64> = seen.values().flatten().map(|mount| mount.id).collect();
@@ -68,15 +68,15 @@ fn is_found_by_path(descriptor: &Descriptor) -> bool {
 }
 
 /// Whether each mount of a namespace of its own can be made again.
-fn carried(process: &Process, mounts: &[Mount], report: &mut Report) {
-    let problems = mounts.iter().filter_map(|mount| Some((mount, problem(mount, mounts)?)));
+fn carried(process: &Process, mounts: &[Mount], groups: &HashSet<u64>, report: &mut Report) {
+    let problems = mounts.iter().filter_map(|mount| Some((mount, problem(mount, mounts, groups)?)));
     for (mount, (what, advice)) in problems.take(MAX_NAMED) {
         let subject = Subject::Mount { path: mount.point.clone() };
         report.add(Severity::Blocks, Force::Overridable, process, subject, what, advice);
     }
 }
 
-fn problem(mount: &Mount, all: &[Mount]) -> Option<(String, &'static str)> {
+fn problem(mount: &Mount, all: &[Mount], groups: &HashSet<u64>) -> Option<(String, &'static str)> {
     // The root is where the restore starts from; what lies on its device is bound from there.
     let same_device = |other: &&Mount| other.device == mount.device && other.id != mount.id;
     let whole = all.iter().filter(same_device).any(|other| within(&mount.root, &other.root));
@@ -94,8 +94,8 @@ fn problem(mount: &Mount, all: &[Mount]) -> Option<(String, &'static str)> {
             ));
         }
     }
-    let master = mount.master.filter(|group| !all.iter().any(|other| other.shared == Some(*group)))?;
-    let what = format!("it gets mounts from a peer group ({master}) that is not in the namespace");
+    let master = mount.master.filter(|group| !groups.contains(group))?;
+    let what = format!("it gets mounts from a peer group ({master}) that the tree does not have");
     Some((what, "mount --make-private it there"))
 }
 
@@ -111,7 +111,8 @@ mod tests {
 
     fn problems(lines: &[&str]) -> Vec<String> {
         let mounts: Vec<Mount> = lines.iter().map(|line| Mount::parse(line).unwrap()).collect();
-        mounts.iter().filter_map(|mount| Some(problem(mount, &mounts)?.0)).collect()
+        let groups = mounts.iter().filter_map(|mount| mount.shared).collect();
+        mounts.iter().filter_map(|mount| Some(problem(mount, &mounts, &groups)?.0)).collect()
     }
 
     #[test]

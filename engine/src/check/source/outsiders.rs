@@ -1,5 +1,6 @@
 //! Pipes, FIFOs and log files that processes outside the tree hold too.
 
+use super::files::is_virtual;
 use super::{Report, subject};
 use crate::check::finding::{Force, Severity};
 use crate::check::proc::fields::Stat;
@@ -13,9 +14,9 @@ pub(super) fn check(tree: &Tree, report: &mut Report) {
         descriptor.link.starts_with("pipe:[")
             || descriptor.is(libc::S_IFIFO)
             || (descriptor.is(libc::S_IFREG)
-                && descriptor.writable
                 && descriptor.links > 0
-                && !descriptor.is_append_only())
+                && !descriptor.is_append_only()
+                && !is_virtual(&descriptor.link))
     };
     let mut shared: HashMap<&str, (&Descriptor, Option<i32>)> = tree
         .descriptors()
