@@ -12,7 +12,7 @@ test:
 	cargo test --release -p ferry-transport
 	cargo test --release -p ferry-engine --lib
 	cargo test --release -p ferry-engine --test store_model --test store_images --test net_hooks
-	cargo test --release -p ferry-engine --test criu_process --test lazy_restore --test check_source
+	cargo test --release -p ferry-engine --test criu_process --test lazy_restore --test check_source --test check_wire
 	cargo test --release -p ferry-engine --test native_memory
 
 # Real programs, each there and back three times.

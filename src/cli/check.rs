@@ -2,7 +2,8 @@
 //!
 //! Reads only: the target is neither stopped nor traced, and the destination, if one
 //! is asked, reserves and makes nothing. Exit code 0 when nothing blocks, 3 when
-//! something does, 1 when the question could not be answered.
+//! something does, 1 when the question could not be answered. `--json` prints a
+//! [`Preflight`](super::preflight::Preflight): docs/check.md.
 
 use super::preflight::{Moved, Side, connector};
 use super::{Common, print_json, runtime};
