@@ -6,7 +6,9 @@ use ferry_engine::check::{
     check_source, describe_needs,
 };
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{Hello, MigrationId, Offer, PROTOCOL_VERSION, RestoreMode, TcpMode};
+use ferry_transport::wire::control::{
+    Hello, MigrationId, Offer, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode, TcpMode,
+};
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -503,6 +505,111 @@ fn a_core_scheduling_cookie_is_a_risk() {
     assert_eq!(told, made == "0");
 }
 
+#[test]
+fn a_frozen_control_group_blocks() {
+    if !root() {
+        return;
+    }
+    let Some(group) = Freezer::new() else {
+        eprintln!("skipped: no control group can be made here");
+        return;
+    };
+    let subjected = plain("clean");
+    group.freeze(subjected.pid());
+    let told = std::iter::repeat_with(|| {
+        std::thread::sleep(Duration::from_millis(10));
+        subjected.findings().into_iter().find(|finding| finding.what.contains("is frozen"))
+    });
+    let finding = told.take(500).flatten().next();
+    group.thaw();
+    let finding = finding.expect("a finding");
+    assert_eq!((finding.severity, finding.pid), (Severity::Blocks, Some(subjected.pid())));
+    drop(subjected);
+}
+
+/// A control group of version 1 or 2 that can be frozen.
+struct Freezer {
+    directory: std::path::PathBuf,
+    control: &'static str,
+    words: [&'static str; 2],
+}
+
+impl Freezer {
+    fn new() -> Option<Freezer> {
+        let kinds = [
+            ("/sys/fs/cgroup/freezer", "freezer.state", ["FROZEN", "THAWED"]),
+            ("/sys/fs/cgroup", "cgroup.freeze", ["1", "0"]),
+            ("/sys/fs/cgroup/unified", "cgroup.freeze", ["1", "0"]),
+        ];
+        kinds.into_iter().find_map(|(place, control, words)| {
+            let directory = Path::new(place).join(format!("ferry-test-{}", std::process::id()));
+            std::fs::create_dir(&directory).ok()?;
+            let freezer = Freezer { directory, control, words };
+            freezer.directory.join(control).exists().then_some(freezer)
+        })
+    }
+
+    fn freeze(&self, pid: i32) {
+        std::fs::write(self.directory.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(self.directory.join(self.control), self.words[0]).unwrap();
+    }
+
+    fn thaw(&self) {
+        std::fs::write(self.directory.join(self.control), self.words[1]).unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.directory.join(self.control), self.words[1]);
+        // The killed process leaves the group a moment later.
+        for _ in 0..500 {
+            if std::fs::remove_dir(&self.directory).is_ok() || !self.directory.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn ports_in_use_at_the_destination_block() {
+    if !root() {
+        return;
+    }
+    let subjected = plain("kinds");
+    let needs = describe_needs(subjected.pid());
+    assert_eq!(needs.ports.len(), 1, "{:?}", needs.ports);
+    let claim = needs.ports[0];
+    assert_eq!((claim.protocol, claim.address), (PortProtocol::Tcp, [127, 0, 0, 1].into()));
+    let found = |ports| {
+        let offer = Offer {
+            id: MigrationId(1),
+            target: String::new(),
+            memory: Bytes(0),
+            pids: vec![],
+            restore: RestoreMode::Eager,
+            tcp: TcpMode::Established,
+            move_address: None,
+            files: vec![],
+            limits: vec![],
+            ports,
+            forced: Forced::No,
+        };
+        let here = LocalFacts::read(hello(), vec![]);
+        let found = check_destination(&offer, &hello(), &here);
+        found.into_iter().filter(|finding| finding.what.contains("port")).map(|f| f.what).collect::<Vec<_>>()
+    };
+    // This host is its own destination: the workload itself has the port.
+    let taken = found(vec![claim]);
+    assert!(matches!(&taken[..], [what] if what.contains(&claim.port.to_string())), "{taken:?}");
+    let everywhere = PortClaim { address: [0, 0, 0, 0].into(), ..claim };
+    assert_eq!(found(vec![everywhere]).len(), 1);
+    let elsewhere = PortClaim { address: [127, 0, 0, 2].into(), ..claim };
+    let other = PortClaim { protocol: PortProtocol::Udp, ..claim };
+    assert_eq!(found(vec![elsewhere, other]), Vec::<String>::new());
+}
+
 /// Runs the scenario through a shell in a mount namespace of its own.
 fn in_a_mount_namespace(place: &Path, command: &mut Command, script: &str) {
     let mut unshare = Command::new("unshare");
@@ -702,6 +809,7 @@ fn the_destination_compares_and_names_everything_that_differs() {
         move_address: None,
         files,
         limits: needs.limits.clone(),
+        ports: Vec::new(),
         forced: Forced::No,
     };
     let mut here = LocalFacts::read(hello(), vec![std::env::temp_dir()]);

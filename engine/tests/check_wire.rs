@@ -38,6 +38,7 @@ fn offer() -> Offer {
         move_address: None,
         files: vec![],
         limits: vec![],
+        ports: vec![],
         forced: Forced::No,
     }
 }

@@ -88,7 +88,7 @@ impl Moved {
 
     /// What the destination is asked for.
     pub fn offer(&self, id: MigrationId, pid: i32, target: String) -> Offer {
-        let Needs { files, pids, memory, limits } = describe_needs(pid);
+        let Needs { files, pids, memory, limits, ports } = describe_needs(pid);
         Offer {
             id,
             target,
@@ -102,6 +102,7 @@ impl Moved {
             move_address: self.move_ip.clone(),
             files,
             limits,
+            ports,
             forced: self.forced(),
         }
     }

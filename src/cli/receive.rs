@@ -11,6 +11,7 @@ use ferry_engine::target::process::ProcessRestorer;
 use ferry_lab::quantity::parse_bytes;
 use ferry_transport::quic::{Identity, LinkOptions, QuicListener, Trust};
 use ferry_transport::units::Bytes;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -134,5 +135,6 @@ fn tell(event: &ReceiverEvent, json: bool) {
             ReceiverEvent::Ended { id, runs_here: false, end } => format!("{id}: does not run here ({end})"),
         }
     };
-    println!("{line}");
+    // Nobody may be listening any more; a migration does not end of that.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
 }

@@ -2,14 +2,18 @@
 
 use super::elf;
 use super::finding::{Finding, Force, Severity, Subject};
-use super::needs::MAX_FILES;
+use super::needs::{MAX_FILES, MAX_PORTS};
 use super::proc::fields::{Fields, Stat};
 use super::proc::limits::{HardLimits, shown};
 use super::proc::may_raise_limits;
+use super::socket_tables::{Sockets, tcp};
 use crate::net::address;
 use crate::sys::userfaultfd;
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{FileClaim, Hello, LimitClaim, Offer, PROTOCOL_VERSION, RestoreMode};
+use ferry_transport::wire::control::{
+    FileClaim, Hello, LimitClaim, Offer, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode,
+};
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +65,7 @@ pub fn check_destination(offer: &Offer, peer: &Hello, here: &LocalFacts) -> Vec<
     numbers(&offer.pids[..offer.pids.len().min(MAX_PIDS)], &mut found);
     found.extend(offer.files.iter().take(MAX_FILES).filter_map(file).take(MAX_LISTED));
     move_address(offer, &mut found);
+    ports(&offer.ports[..offer.ports.len().min(MAX_PORTS)], &mut found);
     limits(&offer.limits, here, &mut found);
     if offer.restore == RestoreMode::Lazy && here.lazy == LazyRestore::Impossible {
         let what = "userfaultfd cannot be used here, so pages cannot follow a restore";
@@ -142,13 +147,46 @@ fn memory(offer: &Offer, here: &LocalFacts, found: &mut Vec<Finding>) {
 
 /// A paired source may still be mad: what it may make us look at is limited.
 fn too_many(offer: &Offer, found: &mut Vec<Finding>) {
-    for (count, most, what) in
-        [(offer.pids.len(), MAX_PIDS, "process numbers"), (offer.files.len(), MAX_FILES, "files")]
-    {
+    for (count, most, what) in [
+        (offer.pids.len(), MAX_PIDS, "process numbers"),
+        (offer.files.len(), MAX_FILES, "files"),
+        (offer.ports.len(), MAX_PORTS, "ports"),
+    ] {
         if count > most {
             let what = format!("{count} {what} are claimed, only {most} of them were looked at");
             found.push(Finding::host(Severity::Risks, Force::Overridable, what, ""));
         }
+    }
+}
+
+/// Ports that a socket of this host has already.
+fn ports(claims: &[PortClaim], found: &mut Vec<Finding>) {
+    if claims.is_empty() {
+        return;
+    }
+    let Ok(here) = Sockets::here() else { return };
+    let held: BTreeSet<PortClaim> = {
+        let listening = here.tcp.values().filter(|socket| socket.state == tcp::LISTEN);
+        let tcp = listening.map(|socket| (PortProtocol::Tcp, socket.local));
+        let bound = here.udp.values().filter(|socket| socket.state == tcp::CLOSE);
+        let udp = bound.map(|socket| (PortProtocol::Udp, socket.local));
+        tcp.chain(udp).map(|(protocol, (address, port))| PortClaim { protocol, address, port }).collect()
+    };
+    let collides = |claim: &PortClaim, other: &PortClaim| {
+        (claim.protocol, claim.port) == (other.protocol, other.port)
+            && (claim.address == other.address
+                || claim.address.is_unspecified()
+                || other.address.is_unspecified())
+    };
+    let taken = claims.iter().filter(|claim| held.iter().any(|other| collides(claim, other)));
+    for PortClaim { protocol, address, port } in taken.take(MAX_LISTED) {
+        let protocol = match protocol {
+            PortProtocol::Tcp => "TCP",
+            PortProtocol::Udp => "UDP",
+        };
+        let what = format!("{protocol} port {port}, which it has on {address}, is in use here");
+        let advice = "stop what has it (ss -lntup), or receive in a network namespace of its own";
+        blocks(found, Force::Overridable, what, advice);
     }
 }
 

@@ -4,8 +4,9 @@ use super::elf;
 use super::proc::fields::Stat;
 use super::proc::limits::HardLimits;
 use super::proc::tree::{Process, Tree, namespaces};
+use super::socket_tables::{Sockets, tcp};
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{FileClaim, LimitClaim};
+use ferry_transport::wire::control::{FileClaim, LimitClaim, PortClaim, PortProtocol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,10 +22,15 @@ pub struct Needs {
     pub memory: Bytes,
     /// The highest hard limits of all processes.
     pub limits: Vec<LimitClaim>,
+    /// Ports that must be free; empty with a network namespace of its own.
+    pub ports: Vec<PortClaim>,
 }
 
 /// The most files that are claimed; beyond it the restore itself will tell.
 pub(super) const MAX_FILES: usize = 20_000;
+
+/// The most ports that are claimed.
+pub(super) const MAX_PORTS: usize = 4096;
 
 /// Reads what the tree under `root` needs; empty when there is no such process.
 pub fn describe_needs(root: i32) -> Needs {
@@ -39,7 +45,25 @@ pub fn describe_needs(root: i32) -> Needs {
         ["VmRSS", "VmSwap", "HugetlbPages"].iter().filter_map(|name| process.status.number::<u64>(name)).sum()
     };
     let memory = Bytes(tree.processes.iter().map(|process| kibibytes(process) * 1024).sum());
-    Needs { files, pids: pids.into_iter().collect(), memory, limits: limits(&tree) }
+    // A network namespace brings its ports; another than ours cannot be compared either.
+    let shares_network = tree.root().namespaces.get("net") == own.get("net");
+    let ports = if shares_network { ports(&tree) } else { Vec::new() };
+    Needs { files, pids: pids.into_iter().collect(), memory, limits: limits(&tree), ports }
+}
+
+fn ports(tree: &Tree) -> Vec<PortClaim> {
+    let Ok(sockets) = Sockets::here() else { return Vec::new() };
+    let mut claims = BTreeSet::new();
+    for (_, descriptor) in tree.descriptors().filter(|(_, descriptor)| descriptor.is(libc::S_IFSOCK)) {
+        let listening = sockets.tcp.get(&descriptor.inode).filter(|socket| socket.state == tcp::LISTEN);
+        // A connected UDP socket shares its port with others.
+        let bound = sockets.udp.get(&descriptor.inode).filter(|socket| socket.state == tcp::CLOSE);
+        let tcp = listening.map(|socket| (PortProtocol::Tcp, socket.local));
+        let udp = bound.map(|socket| (PortProtocol::Udp, socket.local));
+        let found = tcp.into_iter().chain(udp).filter(|(_, (_, port))| *port != 0);
+        claims.extend(found.map(|(protocol, (address, port))| PortClaim { protocol, address, port }));
+    }
+    claims.into_iter().take(MAX_PORTS).collect()
 }
 
 fn limits(tree: &Tree) -> Vec<LimitClaim> {

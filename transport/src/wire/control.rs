@@ -125,6 +125,26 @@ pub struct LimitClaim {
     pub hard: u64,
 }
 
+/// Which protocol a port is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum PortProtocol {
+    /// TCP, listening.
+    Tcp,
+    /// UDP, bound.
+    Udp,
+}
+
+/// A port that the workload serves on and that must be free there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortClaim {
+    /// Of which protocol.
+    pub protocol: PortProtocol,
+    /// Where it is bound.
+    pub address: std::net::IpAddr,
+    /// The port.
+    pub port: u16,
+}
+
 /// What the source wants to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -147,6 +167,8 @@ pub struct Offer {
     pub files: Vec<FileClaim>,
     /// Hard limits that a restore sets again.
     pub limits: Vec<LimitClaim>,
+    /// Ports that must be free; empty where the workload has a network namespace of its own.
+    pub ports: Vec<PortClaim>,
     /// Whether findings that may be overridden are.
     pub forced: Forced,
 }

@@ -20,6 +20,8 @@ pub struct Mount {
     pub master: Option<u64>,
     /// The file system's type.
     pub kind: String,
+    /// The file system's own options.
+    pub options: String,
 }
 
 impl Mount {
@@ -29,6 +31,7 @@ impl Mount {
         let mut fields = before.split(' ');
         let id = fields.next()?.parse().ok()?;
         let (_parent, device, root, point) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let mut after = after.split(' ');
         let group = |name: &str| -> Option<u64> {
             before.split(' ').skip(6).find_map(|tag| tag.strip_prefix(name)?.parse().ok())
         };
@@ -39,7 +42,8 @@ impl Mount {
             point: point.to_owned(),
             shared: group("shared:"),
             master: group("master:"),
-            kind: after.split(' ').next()?.to_owned(),
+            kind: after.next()?.to_owned(),
+            options: after.nth(1).unwrap_or_default().to_owned(),
         })
     }
 }

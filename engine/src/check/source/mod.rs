@@ -4,6 +4,7 @@ mod confinement;
 mod descriptors;
 mod devices;
 mod files;
+mod freezer;
 mod identity;
 mod locks;
 mod mappings;
@@ -54,6 +55,7 @@ pub(super) fn check(root: i32, options: &SourceOptions) -> Vec<Finding> {
     let mut report = Report::default();
     identity::check(&tree, &mut report);
     confinement::check(&tree, &mut report);
+    freezer::check(&tree, &mut report);
     tasks::check(&tree, &mut report);
     descriptors::check(&tree, &mut report);
     files::check(&tree, options, &mut report);

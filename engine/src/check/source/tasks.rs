@@ -4,12 +4,16 @@ use super::Report;
 use crate::check::finding::{Force, Severity, Subject};
 use crate::check::proc::fields::Stat;
 use crate::check::proc::tree::{Process, Tree};
+use ferry_transport::units::Bytes;
 
 pub(super) fn check(tree: &Tree, report: &mut Report) {
     for process in &tree.processes {
         one(process, report);
     }
 }
+
+/// Shared memory, in KiB, whose copy is felt in the downtime.
+const MUCH_SHARED: u64 = 32 << 10;
 
 fn one(process: &Process, report: &mut Report) {
     let mut say = |severity, force, subject, what: String, advice: &str| {
@@ -58,6 +62,12 @@ fn one(process: &Process, report: &mut Report) {
     if process.stat.state == 'Z' && states.len() <= 1 {
         let what = "it is a zombie that its parent has not waited for; it is carried as one".to_owned();
         say(Severity::Notes, Force::Overridable, Subject::Process, what, "");
+    }
+    let shared: u64 = process.status.number("RssShmem").unwrap_or(0);
+    if shared >= MUCH_SHARED {
+        let what =
+            format!("{} of shared memory, which is copied while it stands still", Bytes(shared * 1024));
+        say(Severity::Notes, Force::Overridable, Subject::Process, what, "it lengthens the downtime");
     }
     if process.status.number::<u32>("Seccomp").unwrap_or(0) != 0 {
         let what = "it is under seccomp; CRIU suspends and restores its filters".to_owned();

@@ -24,6 +24,7 @@ fn every_message() -> Vec<Message> {
             interface: "eth0".into(),
         }),
         files: vec![FileClaim { path: "/bin/x".into(), size: Some(1), mode: 0o100755, build_id: None }],
+        ports: vec![PortClaim { protocol: PortProtocol::Udp, address: [0; 4].into(), port: 53 }],
         limits: vec![LimitClaim { name: "Max open files".into(), hard: u64::MAX }],
         forced: Forced::Yes,
     };
