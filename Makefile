@@ -14,6 +14,7 @@ test:
 	cargo test --release -p ferry-engine --test store_model --test store_images --test net_hooks
 	cargo test --release -p ferry-engine --test criu_process --test lazy_restore --test check_source --test check_wire
 	cargo test --release -p ferry-engine --test native_memory
+	cargo test --release -p ferry --test check
 
 # Real programs, each there and back three times.
 test-apps:
