@@ -1,4 +1,4 @@
-.PHONY: demo test test-apps test-slow lint
+.PHONY: demo test test-apps test-slow fuzz lint
 
 # Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:
@@ -10,8 +10,9 @@ test:
 	cargo build --release --workspace --all-targets
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry-transport
+	cargo test --release -p ferry-fuzz
 	cargo test --release -p ferry-engine --lib
-	cargo test --release -p ferry-engine --test store_model --test store_images --test net_hooks
+	cargo test --release -p ferry-engine --test protocol_model --test store_model --test store_images --test net_hooks
 	cargo test --release -p ferry-engine --test criu_process --test lazy_restore --test check_source --test check_wire
 	cargo test --release -p ferry-engine --test native_memory
 	cargo test --release -p ferry --test check
@@ -27,6 +28,11 @@ test-slow:
 	cargo test --release -p ferry-lab
 	cargo test --release -p ferry-engine --test net_identity --test native_processes --test criu_install
 
+# Every parser of foreign bytes, five minutes each, with overflow checks; `make test` has
+# a second of each.
+fuzz:
+	FERRY_FUZZ_SECONDS=300 cargo test --profile fuzz -p ferry-fuzz
+
 lint:
 	cargo fmt --check
-	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --workspace --all-targets -- -D warnings

@@ -3,6 +3,8 @@
 pub mod check;
 pub mod criu;
 pub mod destination;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod images;
 pub mod journal;
 pub mod lazy;

@@ -4,11 +4,12 @@ mod net_lab;
 
 use ferry_engine::net::address::{AddressError, AddressHolder};
 use ferry_engine::net::announce::{Announcer, who_has};
+use ferry_engine::net::hold::Hold;
 use ferry_engine::net::nft::{DropTable, Nft};
 use ferry_transport::wire::control::{AddressMove, MigrationId};
 use net_lab::{Host, printed, unable};
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -64,6 +65,55 @@ fn silence(address: &str, other: &str, client: &str, prefix: u8) {
     table.remove().expect("removing twice is removing once");
     assert_eq!(knock(&client_host, address, LONG), ErrorKind::ConnectionRefused, "after its removal");
     assert!(server_host.run(|| Nft::open().unwrap().tables("").unwrap()).is_empty());
+}
+
+/// A datagram that arrives in the silence, which nobody sends again, is delivered after it.
+fn holding(address: &str, client: &str, prefix: u8) {
+    let [address, client]: [IpAddr; 2] = [address, client].map(|text| text.parse().unwrap());
+    let (server_host, client_host) = (Host::new(), Host::new());
+    server_host.cable("eth0", &client_host, "eth0");
+    server_host.add_address("eth0", address, prefix);
+    client_host.add_address("eth0", client, prefix);
+    let interface = server_host.interface("eth0");
+    let mut table = server_host.run(|| DropTable::prepare(MigrationId(rand::random()), address)).unwrap();
+    let mut hold = server_host.run(|| Hold::prepare(&interface, address)).unwrap();
+    let server = server_host.run(|| UdpSocket::bind((address, 0))).unwrap();
+    let target = server.local_addr().unwrap();
+    table.install().unwrap();
+    server_host.run(|| hold.begin()).unwrap();
+
+    let sender = client_host.run(|| UdpSocket::bind((client, 0))).unwrap();
+    // The first waits for the neighbour's Ethernet address.
+    for number in 0..3u8 {
+        sender.send_to(&[number; 9], target).unwrap();
+    }
+    server.set_read_timeout(Some(SHORT)).unwrap();
+    let mut received = [0; 64];
+    assert!(server.recv_from(&mut received).is_err(), "the table does not silence");
+
+    table.remove().unwrap();
+    assert_eq!(hold.release().unwrap(), 3);
+    server.set_read_timeout(Some(LONG)).unwrap();
+    for number in 0..3u8 {
+        let (length, from) = server.recv_from(&mut received).unwrap();
+        assert_eq!(&received[..length], &[number; 9], "in the order of arrival, whole");
+        assert_eq!(from, sender.local_addr().unwrap());
+    }
+    drop(hold);
+    let left = server_host.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+    assert!(!left.contains("ferry"), "{left}");
+}
+
+#[test]
+fn what_arrives_for_an_ipv4_address_in_the_silence_comes_in_after_it() {
+    needs_namespaces!();
+    holding("192.0.2.1", "192.0.2.2", 24);
+}
+
+#[test]
+fn what_arrives_for_an_ipv6_address_in_the_silence_comes_in_after_it() {
+    needs_namespaces!();
+    holding("2001:db8::1", "2001:db8::2", 64);
 }
 
 /// The output of `nft`, where it is installed.

@@ -1,6 +1,7 @@
 //! The helpers that ferry starts from its own file, under verbs that no person types.
 
 use clap::Parser;
+use ferry_engine::source::keeper;
 use std::process::ExitCode;
 
 /// Runs a helper's verb, if this process was started with one.
@@ -10,6 +11,9 @@ pub fn run() -> Option<ExitCode> {
     match (verb.as_str(), first) {
         (ferry_engine::sys::inject::HELPER_VERB, Some(pid)) => ferry_engine::sys::inject::helper_main(&pid),
         (ferry_lab::hosts::INIT_VERB, Some(setup)) => Some(ferry_lab::hosts::init_main(&setup)),
+        (keeper::KEEPER_VERB, Some(state)) => {
+            Some(keeper::keeper_main(std::iter::once(state).chain(arguments)))
+        }
         ("__pager", _) => Some(ferry_engine::lazy::pager_main()),
         ("__probe", _) => Some(probe()),
         _ => None,

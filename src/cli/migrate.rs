@@ -6,17 +6,20 @@ use crate::exit::End;
 use crate::host;
 use crate::progress::Watch;
 use anyhow::{Context, Result};
+use ferry_engine::journal::{self, Side as JournalSide};
 use ferry_engine::memory::ProcessSet;
 use ferry_engine::memory::native::{DescendantSet, NativeSource};
-use ferry_engine::net::address::AddressHolder;
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
-use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, dump_cost};
+use ferry_engine::source::keeper::Keeper;
+use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, dump_cost, recovery};
 use ferry_engine::strategy::registry;
 use ferry_engine::target::Target;
 use ferry_engine::target::process::ProcessTarget;
 use ferry_lab::quantity::parse_byte_rate;
+use ferry_transport::link::Connector;
+use ferry_transport::link::breakpoint::{Breakpoint, StoppingConnector};
 use ferry_transport::quic::{Limiter, LinkOptions};
 use ferry_transport::units::ByteRate;
 use ferry_transport::wire::compress::Compression;
@@ -68,6 +71,12 @@ pub struct Options {
     /// Programs to run at each stage: docs/guide.md.
     #[arg(long, value_name = "DIR")]
     hook: Option<PathBuf>,
+    /// Silence of the destination's host after which it counts as lost.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    link_timeout: Duration,
+    /// For tests of failures: stop at a message.
+    #[arg(long, hide = true, env = "FERRY_BREAKPOINT", value_name = "WHEN:MESSAGE:DIR")]
+    breakpoint: Option<Breakpoint>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -84,6 +93,10 @@ pub fn run(options: Options) -> Result<End> {
     let pid = moved.pid()?;
     let state = options.common.state.clone();
     let _lock = lock(&state, pid)?;
+    // An engine before this one, and its keeper too, may have been killed.
+    for id in journal::list(&state, JournalSide::Source)? {
+        recovery::settle(&state, id).with_context(|| format!("what migration {id} left"))?;
+    }
     let strategy = registry::parse(&options.strategy)?;
     let mut preflight = moved.check(pid);
     if preflight.is_blocked() {
@@ -101,7 +114,6 @@ pub fn run(options: Options) -> Result<End> {
     let _images = Remove(images.clone());
 
     let hello = host::hello(&found.version.to_string());
-    let address = moved.move_ip.as_ref().map(AddressHolder::at_source).transpose()?;
     let hooks = match &options.hook {
         Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
         None => Hooks::none(),
@@ -142,16 +154,20 @@ pub fn run(options: Options) -> Result<End> {
         },
         connections: options.connections as usize,
         limiter: options.max_bandwidth.map(|rate| Arc::new(Limiter::new(rate))),
-        ..LinkOptions::default()
+        idle_timeout: options.link_timeout,
     };
-    let connector = connector(&options.to, &state, link)?;
+    let connector = Box::new(connector(&options.to, &state, link)?);
+    let connector: Box<dyn Connector> = match options.breakpoint {
+        Some(at) => Box::new(StoppingConnector { inner: connector, at }),
+        None => connector,
+    };
     let (give_up, abort) = watch::channel(None);
     let parts = SourceParts {
         target: Box::new(target),
         memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
         strategy,
-        connector: Box::new(connector),
-        network: SourceNetwork { address, hooks, facts },
+        connector,
+        network: SourceNetwork::prepare(moved.move_ip.as_ref(), hooks, facts).map_err(anyhow::Error::msg)?,
         observer: Box::new(Watch::new()),
         abort,
     };
@@ -168,6 +184,7 @@ pub fn run(options: Options) -> Result<End> {
             std::future::pending::<()>().await;
         });
         let source = Source::new(plan, parts)?;
+        let _keeper = Keeper::start(&host::own_file(), &state, id).context("the keeper cannot be started")?;
         anyhow::Ok(source.run().await)
     })?;
     if let Some(findings) = refusal {

@@ -9,6 +9,7 @@ use ferry_engine::destination::{PagerHandover, Receiver, ReceiverEvent, Receiver
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, Hooks};
 use ferry_engine::target::process::ProcessRestorer;
 use ferry_lab::quantity::parse_bytes;
+use ferry_transport::link::breakpoint::{Breakpoint, stop_at};
 use ferry_transport::quic::{Identity, LinkOptions, QuicListener, Trust};
 use ferry_transport::units::Bytes;
 use std::io::Write;
@@ -37,6 +38,9 @@ pub struct Options {
     /// Programs to run at each stage: docs/guide.md.
     #[arg(long, value_name = "DIR")]
     hook: Option<PathBuf>,
+    /// For tests of failures: stop at a message.
+    #[arg(long, hide = true, env = "FERRY_BREAKPOINT", value_name = "WHEN:MESSAGE:DIR")]
+    breakpoint: Option<Breakpoint>,
 }
 
 pub fn run(options: Options) -> Result<End> {
@@ -78,7 +82,13 @@ pub fn run(options: Options) -> Result<End> {
         loop {
             tokio::select! {
                 link = listener.accept() => match link {
-                    Some(link) => drop(tokio::spawn(Arc::clone(&receiver).serve(link))),
+                    Some(link) => {
+                        let link = match &options.breakpoint {
+                            Some(at) => stop_at(link, at.clone()),
+                            None => link,
+                        };
+                        drop(tokio::spawn(Arc::clone(&receiver).serve(link)));
+                    }
                     None => break,
                 },
                 _ = interrupt.recv() => break,

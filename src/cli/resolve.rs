@@ -6,11 +6,12 @@ use crate::exit::End;
 use crate::host;
 use anyhow::{Context, Result, bail};
 use ferry_engine::destination::recovery as destination;
-use ferry_engine::journal::{self, DestinationRecord, Journal, Side, SourceRecord};
-use ferry_engine::source::recovery::{self as source, SourceStanding, kill_tasks};
+use ferry_engine::journal::{self, Side, SourceRecord};
+use ferry_engine::source::recovery::{self as source, SourceStanding};
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{Hello, MigrationId, Outcome, PROTOCOL_VERSION};
 use std::net::ToSocketAddrs;
+use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -56,11 +57,8 @@ pub fn run(options: Options) -> Result<End> {
         return Ok(End::InDoubt);
     };
     let side = if runs == Runs::Here { Side::Destination } else { Side::Source };
-    let mut journal = Journal::<DestinationRecord>::open(state, id)?;
-    journal.append(&DestinationRecord::Resolved { runs: side })?;
-    journal.sync()?;
+    destination::resolve(state, &host::fast_directory(state), id, &tasks, side)?;
     if runs == Runs::There {
-        kill_tasks(&tasks);
         println!("{id}: what was here of the copy was removed");
     }
     Ok(End::Done)
@@ -68,7 +66,7 @@ pub fn run(options: Options) -> Result<End> {
 
 fn resolve_source(options: &Options) -> Result<End> {
     let (state, id) = (&options.common.state, options.id);
-    match source::standing(state, id)? {
+    match source::settle(state, id)? {
         SourceStanding::InDoubt { .. } => {}
         SourceStanding::UnderWay => bail!("its engine is still at work, and asks by itself"),
         other => {
@@ -80,7 +78,7 @@ fn resolve_source(options: &Options) -> Result<End> {
         Some(Runs::Here) => Side::Source,
         Some(Runs::There) => Side::Destination,
         None => {
-            let outcome = ask(options)?;
+            let outcome = ask_until_decided(options)?;
             println!("{id}: the destination says: {outcome:?}");
             match outcome {
                 Outcome::Resumed => Side::Destination,
@@ -99,6 +97,20 @@ fn resolve_source(options: &Options) -> Result<End> {
         println!("{id}: {line}");
     }
     Ok(End::Done)
+}
+
+/// A destination that has not decided does so by itself, when it finds that its
+/// source is gone or has been silent for its patience.
+fn ask_until_decided(options: &Options) -> Result<Outcome> {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let outcome = ask(options)?;
+        if outcome != Outcome::Undecided || Instant::now() > deadline {
+            return Ok(outcome);
+        }
+        eprintln!("{}: the destination has not decided yet; asking again", options.id);
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 fn ask(options: &Options) -> Result<Outcome> {

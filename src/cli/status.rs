@@ -34,9 +34,11 @@ pub fn run(options: Options) -> Result<End> {
         let (standing, detail, over) = match source::standing(state, id)? {
             SourceStanding::Unknown => continue,
             SourceStanding::UnderWay => ("under way", String::new(), false),
-            SourceStanding::Interrupted => {
-                ("interrupted", "its engine died; the workload runs here".into(), true)
-            }
+            SourceStanding::Interrupted => (
+                "interrupted",
+                format!("its engine died; the workload runs here: `ferry resolve {id}`"),
+                false,
+            ),
             SourceStanding::InDoubt { tasks } => (
                 "in doubt",
                 format!("{} processes stand still here: `ferry resolve {id}`", tasks.len()),

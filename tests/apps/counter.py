@@ -1,8 +1,10 @@
 """A Python program with threads and children that checks itself.
 
 Serves lines over TCP: "N" is answered "N COUNT ok" (COUNT: requests of this
-connection), or "N COUNT bad: REASON" when any part of it is wrong.
-Usage: counter.py ADDRESS PORT
+connection), or "N COUNT bad: REASON" when any part of it is wrong. With a
+WITNESS file it also appends step after step to it: a step that is missing there
+was lost, and one that is there twice was run twice.
+Usage: counter.py ADDRESS PORT [WITNESS]
 """
 import hashlib
 import os
@@ -59,6 +61,16 @@ def talk(link, number):
         time.sleep(0.002)
 
 
+def witness(path):
+    """Writes each number once."""
+    step = 0
+    with open(path, "ab", buffering=0) as file:
+        while True:
+            step += 1
+            file.write(f"{step}\n".encode())
+            time.sleep(0.002)
+
+
 def serve(connection):
     count = 0
     with connection, connection.makefile("rw", newline="\n") as lines:
@@ -84,6 +96,8 @@ def main():
         threading.Thread(target=talk, args=(link, number), daemon=True).start()
     for number in range(3):
         threading.Thread(target=worker, args=(number,), daemon=True).start()
+    if len(sys.argv) > 3:
+        threading.Thread(target=witness, args=(sys.argv[3],), daemon=True).start()
     server = socket.create_server((sys.argv[1], int(sys.argv[2])))
     while True:
         connection, _ = server.accept()

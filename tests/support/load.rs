@@ -42,6 +42,11 @@ impl Load {
         Load { stop, threads }
     }
 
+    /// Whether every connection still works.
+    pub fn is_well(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     /// Stops and says what was seen. Panics on any wrong or missing reply.
     pub fn finish(self) -> LoadResult {
         self.stop.store(true, Ordering::Relaxed);

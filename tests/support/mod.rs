@@ -6,5 +6,7 @@
 pub mod load;
 pub mod redis;
 pub mod rig;
+pub mod trial;
 
+#[allow(unused_imports, reason = "the fault tests use it through their trial")]
 pub use rig::Rig;

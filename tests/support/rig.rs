@@ -15,11 +15,11 @@ pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 231, 0, 100);
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-const FERRY: &str = env!("CARGO_BIN_EXE_ferry");
+pub const FERRY: &str = env!("CARGO_BIN_EXE_ferry");
 const CRIU: &str = "/var/lib/ferry/criu/bin/criu";
-const NFT: &str = "/var/lib/ferry/criu/bin/nft";
-const STATE: &str = "/run/ferry-state";
-const PORT: u16 = 4433;
+pub const NFT: &str = "/var/lib/ferry/criu/bin/nft";
+pub const STATE: &str = "/run/ferry-state";
+pub const PORT: u16 = 4433;
 
 /// What moves the workload. `FERRY_TEST_MOVER=criu` chooses plain CRIU, to see
 /// whether a failing test is ferry's fault or the test's.
@@ -69,6 +69,16 @@ impl Rig {
     /// Where the workload is.
     pub fn here(&self) -> &Host {
         &self.lab.hosts()[self.place.get()]
+    }
+
+    /// The other host.
+    pub fn there(&self) -> &Host {
+        &self.lab.hosts()[1 - self.place.get()]
+    }
+
+    /// The workload turned out to be on the other host.
+    pub fn it_moved(&self) {
+        self.place.set(1 - self.place.get());
     }
 
     /// The user to run a program as: another than root, except under plain
@@ -148,11 +158,7 @@ impl Rig {
             let pair = ["pair", "--add", name, "--fingerprint", fingerprint, "--state", STATE];
             let out = host.run(Program::new(FERRY).args(pair))?;
             ensure!(out.exit.success(), "ferry pair: {out:?}");
-            let listen = SocketAddr::from((host.address(), PORT)).to_string();
-            let receive = ["receive", "--listen", &listen, "--state", STATE];
-            host.spawn(
-                Program::new(FERRY).args(receive).stdout("/run/receive.log").stderr("/run/receive.log"),
-            )?;
+            start_receiver(host, None)?;
         }
         Ok(())
     }
@@ -196,6 +202,28 @@ impl Rig {
         fs::remove_dir_all(source.path(&images))?;
         Ok(json!({ "downtime_ms": start.elapsed().as_millis() as u64 }))
     }
+}
+
+/// Starts `ferry receive` on a host, and waits until it listens.
+pub fn start_receiver<'lab>(host: &'lab Host, breakpoint: Option<&str>) -> Result<Process<'lab>> {
+    let listen = SocketAddr::from((host.address(), PORT)).to_string();
+    let log = "/run/receive.log";
+    let _ = fs::remove_file(host.path(log));
+    let mut program = Program::new(FERRY)
+        .args(["receive", "--listen", &listen, "--state", STATE])
+        .env("FERRY_LOG", "ferry_engine=debug")
+        .stdout(log)
+        .stderr(log);
+    if let Some(breakpoint) = breakpoint {
+        program = program.env("FERRY_BREAKPOINT", breakpoint);
+    }
+    let receiver = host.spawn(program)?;
+    let deadline = Instant::now() + PATIENCE;
+    while !fs::read_to_string(host.path(log)).is_ok_and(|text| text.contains("listening")) {
+        ensure!(Instant::now() < deadline, "the receiver does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(receiver)
 }
 
 /// `ferry migrate` of a tree from one host to another, the service address

@@ -84,7 +84,7 @@ impl Sockets {
 }
 
 /// "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode".
-fn netlink_line(line: &str) -> Option<(u64, u64)> {
+pub(crate) fn netlink_line(line: &str) -> Option<(u64, u64)> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     Some((words.get(9)?.parse().ok()?, words.get(4)?.parse().ok()?))
 }
@@ -100,7 +100,7 @@ fn inet(diag: &mut Netlink, family: u8, protocol: u8, into: &mut HashMap<u64, In
 }
 
 /// `struct inet_diag_msg`.
-fn parse_inet(payload: &[u8]) -> Option<(u64, Inet)> {
+pub(crate) fn parse_inet(payload: &[u8]) -> Option<(u64, Inet)> {
     let family = *payload.first()?;
     let port = |at: usize| Some(u16::from_be_bytes(payload.get(at..at + 2)?.try_into().ok()?));
     let address = |at: usize| -> Option<IpAddr> {
@@ -134,7 +134,7 @@ fn unix(diag: &mut Netlink, into: &mut HashMap<u64, Unix>) -> io::Result<()> {
 }
 
 /// `struct unix_diag_msg` with attributes 0 name, 2 peer, 4 queues.
-fn parse_unix(payload: &[u8]) -> Option<(u64, Unix)> {
+pub(crate) fn parse_unix(payload: &[u8]) -> Option<(u64, Unix)> {
     let attributes = Attributes::after(payload, 16);
     let name = attributes.find(0).unwrap_or_default();
     let (first, rest) = name.split_first().unwrap_or((&b' ', &[]));

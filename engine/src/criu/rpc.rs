@@ -244,6 +244,22 @@ impl Swrk {
     }
 }
 
+impl Drop for Swrk {
+    /// Hangs up; CRIU then undoes what it holds, and exits. That takes its time, and
+    /// is waited for aside, so that no zombie keeps the PID.
+    fn drop(&mut self) {
+        if !self.is_up() {
+            return;
+        }
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let pid = nix::unistd::Pid::from_raw(self.pid());
+        let reap = move || {
+            let _ = nix::sys::wait::waitpid(pid, None);
+        };
+        let _ = std::thread::Builder::new().name("ferry-reap".into()).spawn(reap);
+    }
+}
+
 /// Where [`Swrk::advance_to`] got.
 #[derive(Debug)]
 pub enum Reached {

@@ -205,7 +205,10 @@ impl Destination {
                     self.stored(&totals).await?;
                     self.say(Message::RoundAcked(totals.round)).await?;
                 }
-                Message::Freezing => self.network()?.silence()?,
+                Message::Freezing => {
+                    self.record(&DestinationRecord::TakingOver)?;
+                    self.network()?.take_over()?;
+                }
                 Message::Image(part) => {
                     let images = self.images.as_mut().ok_or("no place for images")?;
                     images.put(part)?;
@@ -249,7 +252,6 @@ impl Destination {
         let mut pids: Vec<u32> = vec![state.root_pid];
         pids.extend(state.spaces.iter().map(|space| space.image_pid).filter(|pid| *pid != state.root_pid));
         self.record(&DestinationRecord::Restoring { pids: pids.clone() })?;
-        self.network()?.take()?;
         tokio::task::block_in_place(|| {
             self.network.as_ref().map_or(Ok(()), |n| n.hook(Stage::BeforeRestore))
         })?;
@@ -373,6 +375,12 @@ impl Destination {
             }
             DestinationAction::JournalDiscarded(cause) => {
                 if let Err(error) = self.record(&DestinationRecord::Discarded { cause }) {
+                    self.note(error);
+                }
+                Ok(())
+            }
+            DestinationAction::JournalInDoubt(cause) => {
+                if let Err(error) = self.record(&DestinationRecord::InDoubt { cause }) {
                     self.note(error);
                 }
                 Ok(())

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const MAX_FILES: usize = 1 << 16;
 
 /// Image files under way.
-pub(super) struct ImageIntake {
+pub(crate) struct ImageIntake {
     directory: PathBuf,
     /// The most bytes that they may have together.
     limit: u64,
@@ -27,12 +27,12 @@ struct Partial {
 }
 
 impl ImageIntake {
-    pub(super) fn new(directory: &Path, limit: u64) -> ImageIntake {
+    pub(crate) fn new(directory: &Path, limit: u64) -> ImageIntake {
         ImageIntake { directory: directory.to_owned(), limit, total: 0, open: HashMap::new(), complete: 0 }
     }
 
     /// Writes a part. Parts of a file come in order; the last has the checksum.
-    pub(super) fn put(&mut self, part: ImageFile) -> Result<(), String> {
+    pub(crate) fn put(&mut self, part: ImageFile) -> Result<(), String> {
         let ImageFile { name, crc, size, offset, data } = part;
         check_name(&name)?;
         if offset == 0 {
@@ -59,7 +59,7 @@ impl ImageIntake {
         let Some(partial) = self.open.get_mut(&name) else {
             return Err(format!("image {name} has no beginning"));
         };
-        let end = offset + data.len() as u64;
+        let end = offset.saturating_add(data.len() as u64);
         if partial.at != offset || partial.size != size || end > size || (data.is_empty() && end < size) {
             return Err(format!("image {name}: part {offset} does not follow {}", partial.at));
         }
@@ -77,7 +77,7 @@ impl ImageIntake {
     }
 
     /// Sees that all files are there and whole.
-    pub(super) fn finish(&self, files: u32) -> Result<(), String> {
+    pub(crate) fn finish(&self, files: u32) -> Result<(), String> {
         if self.complete == files && self.open.is_empty() {
             return Ok(());
         }

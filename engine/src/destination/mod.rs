@@ -2,7 +2,7 @@
 
 mod driver;
 mod handover;
-mod images;
+pub(crate) mod images;
 mod network;
 mod pages;
 mod receiver;

@@ -1,11 +1,14 @@
 //! The destination's side of the network identity.
 //!
-//! From the freeze on a table of ours drops everything to and from the moving
-//! address; the address comes before the restore, which binds to it; the table
-//! goes when the restored sockets are there to answer.
+//! When the source begins to freeze, the address comes here and says so: what
+//! clients send from then on arrives here, where a table of ours keeps the kernel
+//! from answering it, and a hold keeps it for later. When the restored sockets are
+//! there the table goes, and what was held comes in.
 
 use crate::net::address::AddressHolder;
 use crate::net::announce::Announcer;
+use crate::net::connections;
+use crate::net::hold::Hold;
 use crate::net::hooks::{HookFacts, Hooks, Stage};
 use crate::net::nft::DropTable;
 use ferry_transport::wire::control::{AddressMove, MigrationId};
@@ -19,6 +22,7 @@ pub(super) struct DestinationNetwork {
 struct Moving {
     address: AddressHolder,
     drop: DropTable,
+    hold: Option<Hold>,
     announcer: Option<Announcer>,
 }
 
@@ -38,33 +42,50 @@ impl DestinationNetwork {
                     .map_err(|error| format!("nftables cannot be used here: {error}"))?;
                 let announcer = Announcer::prepare(address.interface(), moved.address)
                     .map_err(|error| format!("the address cannot be announced: {error}"))?;
-                Some(Moving { address, drop, announcer: Some(announcer) })
+                // Without it clients retransmit: slower, not wrong.
+                let hold = Hold::prepare(address.interface(), moved.address)
+                    .inspect_err(|error| tracing::warn!(%error, "packets cannot be held here"))
+                    .ok();
+                Some(Moving { address, drop, hold, announcer: Some(announcer) })
             }
         };
         Ok(DestinationNetwork { moving, hooks, facts })
     }
 
-    /// Silences the address, before it is here.
-    pub(super) fn silence(&mut self) -> Result<(), String> {
+    /// The source is about to freeze: takes the address, silent, and has the clients
+    /// send here from now on. Both hosts have it until the source lets go.
+    pub(super) fn take_over(&mut self) -> Result<(), String> {
         let Some(moving) = &mut self.moving else { return Ok(()) };
-        moving.drop.install().map_err(|error| format!("the drop table: {error}"))
+        moving.drop.install().map_err(|error| format!("the drop table: {error}"))?;
+        // Of an earlier stay of the workload here that was not ended in order.
+        if let Err(error) = connections::destroy_orphans(moving.address.address()) {
+            tracing::debug!(%error, "closing connections were left as they are");
+        }
+        if let Some(Err(error)) = moving.hold.as_mut().map(Hold::begin) {
+            tracing::warn!(%error, "packets cannot be held here");
+            moving.hold = None;
+        }
+        moving.address.give().map_err(|error| error.to_string())?;
+        if let Some(announcer) = &moving.announcer {
+            announcer.announce().map_err(|error| format!("the address was not announced: {error}"))?;
+        }
+        Ok(())
     }
 
-    /// Gives the address to this host.
-    pub(super) fn take(&mut self) -> Result<(), String> {
-        let Some(moving) = &mut self.moving else { return Ok(()) };
-        moving.address.give().map_err(|error| error.to_string())
-    }
-
-    /// Lets the address be heard again and says where it is now.
+    /// The sockets are there: lets the address be heard again, and what was held come in.
     pub(super) fn open(&mut self) -> Result<(), String> {
         let Some(moving) = &mut self.moving else { return Ok(()) };
         moving.drop.remove().map_err(|error| format!("the drop table: {error}"))?;
+        let released = moving.hold.as_mut().map_or(Ok(0), Hold::release);
         if let Some(announcer) = moving.announcer.take() {
             announcer
-                .announce()
-                .and_then(|()| announcer.announce_repeatedly().map(drop))
+                .announce_repeatedly()
+                .map(drop)
                 .map_err(|error| format!("the address was not announced: {error}"))?;
+        }
+        match released {
+            Ok(packets) => tracing::debug!(packets, "held packets came in"),
+            Err(error) => return Err(format!("held packets were lost, clients will send again: {error}")),
         }
         Ok(())
     }
@@ -72,6 +93,7 @@ impl DestinationNetwork {
     /// Everything as it was.
     pub(super) fn undo(&mut self) -> Result<(), String> {
         let Some(moving) = &mut self.moving else { return Ok(()) };
+        moving.hold = None;
         let off = moving.address.take_off().map_err(|error| error.to_string());
         let removed = moving.drop.remove().map_err(|error| format!("the drop table: {error}"));
         off.and(removed)

@@ -211,8 +211,15 @@ impl Receiver {
         // Reserved before it is looked at: of two offers at a time each sees the other's.
         let reserved = {
             let mut active = self.lock();
-            if active.contains_key(&offer.id) {
-                let what = "this migration is under way already";
+            let known = if active.contains_key(&offer.id) {
+                Some("this migration is under way already")
+            } else {
+                // A second Accepted in its journal would deny what the first ones came to.
+                let standing = recovery::standing(&self.plan.state, offer.id).ok();
+                (standing != Some(recovery::DestinationStanding::Unknown))
+                    .then_some("a migration of this number was here before: start a new one")
+            };
+            if let Some(what) = known {
                 return Err(Findings::new(vec![Finding::host(Severity::Blocks, Force::Final, what, "")]));
             }
             let reserved = active.values().map(|active| active.reserved).sum();

@@ -2,7 +2,8 @@
 
 use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
 use crate::net::address::AddressHolder;
-use crate::source::recovery::{kill_tasks, parse_address_move};
+use crate::net::connections;
+use crate::source::recovery::parse_address_move;
 use ferry_transport::wire::control::{MigrationId, Outcome};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ pub enum DestinationStanding {
         /// The held copy.
         tasks: Vec<TaskId>,
     },
-    /// Its receiver died right after Released: CRIU's log may tell.
+    /// Its receiver died, or gave up, right after Released: CRIU's log may tell.
     ReleaseUnknown {
         /// The copy.
         tasks: Vec<TaskId>,
@@ -40,12 +41,28 @@ pub enum DestinationStanding {
     Resolved(Side),
 }
 
+impl DestinationStanding {
+    /// The copy's processes, as far as they were written down.
+    pub fn tasks(&self) -> &[TaskId] {
+        match self {
+            DestinationStanding::Interrupted { tasks }
+            | DestinationStanding::NeverReleased { tasks }
+            | DestinationStanding::ReleaseUnknown { tasks } => tasks,
+            _ => &[],
+        }
+    }
+}
+
 /// What the journal says now.
 pub fn standing(state: &Path, id: MigrationId) -> io::Result<DestinationStanding> {
     Ok(conclude(&journal::read(state, id)?, TaskId::is_alive))
 }
 
-fn conclude(entries: &[Entry<DestinationRecord>], alive: impl Fn(&TaskId) -> bool) -> DestinationStanding {
+/// What the records prove, told which processes are alive. Pure.
+pub fn conclude(
+    entries: &[Entry<DestinationRecord>],
+    alive: impl Fn(&TaskId) -> bool,
+) -> DestinationStanding {
     use DestinationStanding as S;
     let mut standing = S::Unknown;
     let mut engine_lives = false;
@@ -56,13 +73,20 @@ fn conclude(entries: &[Entry<DestinationRecord>], alive: impl Fn(&TaskId) -> boo
                 engine_lives = alive(engine);
                 standing = S::Interrupted { tasks: Vec::new() };
             }
-            DestinationRecord::Restoring { .. } | DestinationRecord::Drained => {}
+            DestinationRecord::TakingOver
+            | DestinationRecord::Restoring { .. }
+            | DestinationRecord::Drained => {}
             DestinationRecord::Prepared { tasks } => {
                 held = tasks.clone();
                 standing = S::Interrupted { tasks: held.clone() };
             }
             DestinationRecord::Committed => standing = S::NeverReleased { tasks: held.clone() },
             DestinationRecord::Released => standing = S::ReleaseUnknown { tasks: held.clone() },
+            DestinationRecord::InDoubt { .. } => {
+                // Its receiver may live, and is at work on it no more.
+                engine_lives = false;
+                standing = S::ReleaseUnknown { tasks: held.clone() };
+            }
             DestinationRecord::Resumed => standing = S::Resumed,
             DestinationRecord::Discarded { cause } => standing = S::Discarded { cause: cause.clone() },
             DestinationRecord::Resolved { runs } => standing = S::Resolved(*runs),
@@ -81,21 +105,70 @@ fn conclude(entries: &[Entry<DestinationRecord>], alive: impl Fn(&TaskId) -> boo
 /// is said: a Commit that came after it would find it.
 pub fn outcome(state: &Path, work: &Path, id: MigrationId) -> Outcome {
     match settle(state, work, id) {
-        Ok(DestinationStanding::Unknown) => Outcome::Unknown,
-        Ok(DestinationStanding::Resumed | DestinationStanding::Resolved(Side::Destination)) => Outcome::Resumed,
-        Ok(DestinationStanding::Discarded { .. } | DestinationStanding::Resolved(Side::Source)) => {
-            Outcome::NotResumed
-        }
-        Ok(DestinationStanding::ReleaseUnknown { .. }) => Outcome::InDoubt(
+        Ok(standing) => answer(&standing),
+        Err(error) => Outcome::InDoubt(format!("the destination's journal cannot be used: {error}")),
+    }
+}
+
+/// What a source that asks is told.
+pub fn answer(standing: &DestinationStanding) -> Outcome {
+    use DestinationStanding as S;
+    match standing {
+        S::Unknown => Outcome::Unknown,
+        S::Resumed | S::Resolved(Side::Destination) => Outcome::Resumed,
+        S::Discarded { .. } | S::Resolved(Side::Source) => Outcome::NotResumed,
+        S::ReleaseUnknown { .. } => Outcome::InDoubt(
             "its receiver died while letting the copy run; `ferry status` and `ferry resolve` on the destination"
                 .into(),
         ),
-        Ok(
-            DestinationStanding::UnderWay
-            | DestinationStanding::Interrupted { .. }
-            | DestinationStanding::NeverReleased { .. },
-        ) => Outcome::Undecided,
-        Err(error) => Outcome::InDoubt(format!("the destination's journal cannot be used: {error}")),
+        S::UnderWay | S::Interrupted { .. } | S::NeverReleased { .. } => Outcome::Undecided,
+    }
+}
+
+/// What CRIU's log says of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseTrace {
+    /// Nothing: CRIU died first, or the log is gone.
+    Silent,
+    /// The tasks were let go.
+    Resumed,
+    /// CRIU failed and removed the copy.
+    Failed,
+}
+
+/// What is to be done about a migration whose receiver is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Nothing: it has ended, or its receiver is at work, or only an operator can tell.
+    Leave,
+    /// That nothing ran, or shall run, is written down: what may be left is removed.
+    CleanUp,
+    /// It runs here: that is to be written down.
+    Resumed,
+    /// Nothing ran: that is to be written down, then what is left is removed.
+    Discard(&'static str),
+}
+
+/// Which end a standing proves, with CRIU's log where the journal alone does not. Pure.
+pub fn settlement(
+    standing: &DestinationStanding,
+    trace: impl FnOnce() -> ReleaseTrace,
+    alive: impl Fn(&TaskId) -> bool,
+) -> Settlement {
+    use DestinationStanding as S;
+    match standing {
+        S::Interrupted { .. } | S::NeverReleased { .. } => {
+            Settlement::Discard("its receiver died before the copy ran")
+        }
+        S::ReleaseUnknown { tasks } => match trace() {
+            ReleaseTrace::Resumed => Settlement::Resumed,
+            ReleaseTrace::Failed if !tasks.iter().any(alive) => {
+                Settlement::Discard("CRIU removed the copy before it ran")
+            }
+            ReleaseTrace::Failed | ReleaseTrace::Silent => Settlement::Leave,
+        },
+        S::Discarded { .. } | S::Resolved(Side::Source) => Settlement::CleanUp,
+        S::Unknown | S::UnderWay | S::Resumed | S::Resolved(Side::Destination) => Settlement::Leave,
     }
 }
 
@@ -103,35 +176,69 @@ pub fn outcome(state: &Path, work: &Path, id: MigrationId) -> Outcome {
 /// says what the journal then says.
 pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<DestinationStanding> {
     let found = standing(state, id)?;
-    match &found {
-        DestinationStanding::Interrupted { tasks } | DestinationStanding::NeverReleased { tasks } => {
-            discard(state, work, id, tasks, "its receiver died before the copy ran")?;
-        }
-        DestinationStanding::ReleaseUnknown { tasks } => {
-            let log = std::fs::read_to_string(work_directory(work, id).join("work/restore.log"));
-            let log = log.unwrap_or_default();
-            if log.contains("Tasks resumed") {
-                Journal::open(state, id)?.append(&DestinationRecord::Resumed)?;
-            } else if log.contains("Restoring FAILED") && !tasks.iter().any(TaskId::is_alive) {
-                discard(state, work, id, tasks, "CRIU removed the copy before it ran")?;
+    match settlement(&found, || release_trace(work, id), TaskId::is_alive) {
+        Settlement::Leave => {
+            // One that died in the brownout: the pager goes on alone, and needs no file.
+            if found == DestinationStanding::Resumed && !is_served(state, id)? {
+                let _ = std::fs::remove_dir_all(work_directory(work, id));
             }
+            return Ok(found);
         }
-        _ => return Ok(found),
+        Settlement::CleanUp => {
+            // The directory goes last: where it is gone, everything is.
+            if work_directory(work, id).exists() {
+                remove_copy(state, work, id, found.tasks())?;
+            }
+            return Ok(found);
+        }
+        Settlement::Resumed => Journal::open(state, id)?.append(&DestinationRecord::Resumed)?,
+        Settlement::Discard(cause) => {
+            Journal::open(state, id)?.append(&DestinationRecord::Discarded { cause: cause.into() })?;
+            remove_copy(state, work, id, found.tasks())?;
+        }
     }
     standing(state, id)
 }
 
-fn discard(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], cause: &str) -> io::Result<()> {
+/// Whether the receiver that took a migration lives.
+fn is_served(state: &Path, id: MigrationId) -> io::Result<bool> {
     let entries = journal::read::<DestinationRecord>(state, id)?;
-    Journal::open(state, id)?.append(&DestinationRecord::Discarded { cause: cause.into() })?;
-    kill_tasks(tasks);
+    Ok(entries.iter().any(
+        |entry| matches!(&entry.record, DestinationRecord::Accepted { engine, .. } if engine.is_alive()),
+    ))
+}
+
+fn release_trace(work: &Path, id: MigrationId) -> ReleaseTrace {
+    let log = std::fs::read_to_string(work_directory(work, id).join("work/restore.log"));
+    match log.unwrap_or_default() {
+        log if log.contains("Tasks resumed") => ReleaseTrace::Resumed,
+        log if log.contains("Restoring FAILED") => ReleaseTrace::Failed,
+        _ => ReleaseTrace::Silent,
+    }
+}
+
+/// Ends a doubt by an operator's word: the workload is to live on `runs`. Only for
+/// a migration that [`settle`] leaves at `ReleaseUnknown`.
+pub fn resolve(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], runs: Side) -> io::Result<()> {
+    let mut journal = Journal::open(state, id)?;
+    journal.append(&DestinationRecord::Resolved { runs })?;
+    journal.sync()?;
+    match runs {
+        Side::Destination => Ok(()),
+        Side::Source => remove_copy(state, work, id, tasks),
+    }
+}
+
+/// Kills what is left of a copy and takes its address and its images away.
+fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> io::Result<()> {
+    let entries = journal::read::<DestinationRecord>(state, id)?;
+    connections::kill_quietly(tasks);
     let moved = entries.iter().find_map(|entry| match &entry.record {
         DestinationRecord::Accepted { move_ip, .. } => parse_address_move(move_ip.as_deref()?),
         _ => None,
     });
-    // Only where a copy was being restored had the address come.
-    let restoring = entries.iter().any(|entry| matches!(entry.record, DestinationRecord::Restoring { .. }));
-    if let Some(moved) = moved.filter(|_| restoring)
+    let took_over = entries.iter().any(|entry| entry.record == DestinationRecord::TakingOver);
+    if let Some(moved) = moved.filter(|_| took_over)
         && let Ok(mut holder) = AddressHolder::at_source(&moved)
     {
         let _ = holder.take_off();

@@ -87,6 +87,8 @@ pub enum DestinationAction {
     JournalDrained,
     /// Write down Discarded, always before anything is said or removed.
     JournalDiscarded(String),
+    /// Write down InDoubt: from then on CRIU's log, or an operator, decides.
+    JournalInDoubt(String),
     /// Remove the held copy, the store, rules and addresses.
     Discard,
     /// Say that it cannot be done.
@@ -147,7 +149,9 @@ impl DestinationState {
                 S::Discarded { at: "Resuming", cause: cause.clone() },
                 vec![A::JournalDiscarded(cause.clone()), A::Discard, A::SendNotResumed(cause)],
             ),
-            (S::Resuming, I::ReleaseUnknown(cause)) => (S::InDoubt { cause }, vec![]),
+            (S::Resuming, I::ReleaseUnknown(cause)) => {
+                (S::InDoubt { cause: cause.clone() }, vec![A::JournalInDoubt(cause)])
+            }
             (state @ (S::Resuming | S::Brownout), I::Failure(_)) => (state, vec![]),
 
             (

@@ -8,8 +8,9 @@
 //! ^ CRC32 of the rest of the line, 8 hex digits
 //! ```
 //!
-//! A line whose checksum is wrong ends the journal: it was being written when
-//! its writer died. Records are in the page cache when [`Journal::append`]
+//! A line whose checksum is wrong was being written when its writer died, or its
+//! disk was full: nobody acted on it, and it is skipped. Who writes after it begins
+//! a line of his own. Records are in the page cache when [`Journal::append`]
 //! returns, and so survive any death of the process; they are not forced to the
 //! disk inside the freeze, because a host that loses power loses the tasks that
 //! the record is about as well. [`Journal::sync`] does so outside it.
@@ -20,8 +21,8 @@ pub use record::{DestinationRecord, Entry, Record, Side, SourceRecord, TaskId};
 
 use ferry_transport::wire::control::MigrationId;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,7 +42,7 @@ impl<R: Record> Journal<R> {
     pub fn open(state: &Path, id: MigrationId) -> io::Result<Journal<R>> {
         let path = path_of(state, id, R::SIDE);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory(state))?;
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
         Ok(Journal { file, path, kind: std::marker::PhantomData })
     }
 
@@ -49,9 +50,17 @@ impl<R: Record> Journal<R> {
     pub fn append(&mut self, record: &R) -> io::Result<()> {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let json = serde_json::to_string(&serde_json::json!({ "at": at, "record": record }))?;
-        let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        let begin = if self.ends_inside_a_line()? { "\n" } else { "" };
+        let line = format!("{begin}{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
         // One write call: a record is there as a whole or torn at the end, never interleaved.
         self.file.write_all(line.as_bytes())
+    }
+
+    fn ends_inside_a_line(&self) -> io::Result<bool> {
+        let Some(last) = self.file.metadata()?.len().checked_sub(1) else { return Ok(false) };
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, last)?;
+        Ok(byte != *b"\n")
     }
 
     /// Forces what was written to the disk.
@@ -72,15 +81,18 @@ pub fn read<R: Record>(state: &Path, id: MigrationId) -> io::Result<Vec<Entry<R>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut entries = Vec::new();
-    for line in BufReader::new(file.take(MAX_JOURNAL)).lines() {
-        let Some(entry) = line.ok().and_then(|line| parse_line(&line)) else { break };
-        entries.push(entry);
-    }
-    Ok(entries)
+    let mut bytes = Vec::new();
+    file.take(MAX_JOURNAL).read_to_end(&mut bytes)?;
+    Ok(parse(&bytes))
 }
 
-fn parse_line<R: Record>(line: &str) -> Option<Entry<R>> {
+/// Every whole record of a journal's content, oldest first.
+pub fn parse<R: Record>(content: &[u8]) -> Vec<Entry<R>> {
+    content.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line<R: Record>(line: &[u8]) -> Option<Entry<R>> {
+    let line = str::from_utf8(line).ok()?;
     let (crc, json) = line.split_once(' ')?;
     let crc = u32::from_str_radix(crc, 16).ok()?;
     (crc32fast::hash(json.as_bytes()) == crc).then(|| serde_json::from_str(json).ok())?
@@ -137,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_or_altered_record_ends_the_journal_at_every_byte() {
+    fn a_torn_or_altered_record_is_skipped_and_what_follows_it_is_read() {
         let state = tempfile::tempdir().unwrap();
         let id = MigrationId(8);
         let mut journal = Journal::open(state.path(), id).unwrap();
@@ -148,6 +160,11 @@ mod tests {
         for end in first..whole.len() - 1 {
             std::fs::write(journal.path(), &whole[..end]).unwrap();
             assert_eq!(records(state.path(), id), [DestinationRecord::Committed], "cut at {end}");
+            Journal::open(state.path(), id).unwrap().append(&DestinationRecord::Resumed).unwrap();
+            let [DestinationRecord::Committed, DestinationRecord::Resumed] = records(state.path(), id)[..]
+            else {
+                panic!("what was written after a cut at {end} is lost")
+            };
         }
         for at in first..whole.len() - 1 {
             let mut altered = whole.clone();

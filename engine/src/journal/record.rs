@@ -1,6 +1,8 @@
 //! The records of both sides.
 
+use crate::net::address::Place;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::PathBuf;
 
 /// Which end of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,12 @@ impl TaskId {
         Ok(TaskId { pid, start_time: stat.start_time })
     }
 
+    /// Whether somebody has stopped it by a signal.
+    pub fn is_stopped(&self) -> bool {
+        crate::sys::procfs::stat::of(self.pid)
+            .is_ok_and(|stat| stat.start_time == self.start_time && stat.state.0 == b'T')
+    }
+
     /// Whether the very process still exists and has not exited.
     pub fn is_alive(&self) -> bool {
         crate::sys::procfs::stat::of(self.pid)
@@ -72,17 +80,26 @@ pub enum SourceRecord {
         to: String,
         /// The engine that does it.
         engine: TaskId,
-        /// The address that moves, `ADDR/LEN@IFACE` as this host has it, if one does.
-        move_ip: Option<String>,
+        /// The address that moves, as this host has it, if one does.
+        address: Option<Place>,
+        /// Where CRIU writes its images, which hold secrets.
+        images: PathBuf,
     },
     /// A freeze was requested.
-    Freezing,
-    /// Commit may have been sent from here on. The tasks are pinned: they do not
-    /// run unless somebody sends them SIGCONT.
-    Committing {
-        /// Every process of the tree.
+    Freezing {
+        /// Every process of the tree at that time, root first.
+        tasks: Vec<TaskId>,
+        /// Those that somebody else had stopped before.
+        stopped: Vec<TaskId>,
+    },
+    /// The dump is held and is about to be pinned: from here on the tasks do not run
+    /// unless somebody sends them SIGCONT, whoever is killed.
+    Holding {
+        /// Every process of the tree, root first.
         tasks: Vec<TaskId>,
     },
+    /// Commit may have been sent from here on.
+    Committing,
     /// No answer came; the tasks stay pinned.
     InDoubt {
         /// What was tried.
@@ -121,6 +138,8 @@ pub enum DestinationRecord {
         /// The address that comes along, `ADDR/LEN@IFACE`, if one does.
         move_ip: Option<String>,
     },
+    /// The source begins to freeze: the moving address is here from here on.
+    TakingOver,
     /// A restore begins: tasks of these PIDs may exist, held, from here on.
     Restoring {
         /// The tree's PIDs, root first.
@@ -135,6 +154,11 @@ pub enum DestinationRecord {
     Committed,
     /// The hold is being released: something may have run from here on.
     Released,
+    /// The release failed, its receiver gave up, and nothing can be proved.
+    InDoubt {
+        /// What is known.
+        cause: String,
+    },
     /// It runs here.
     Resumed,
     /// Every page has been handed over.

@@ -11,6 +11,7 @@
 //! ```
 
 mod fill;
+pub(crate) mod fuzzing;
 mod handle;
 mod pending;
 mod plan;

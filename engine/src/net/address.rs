@@ -7,6 +7,7 @@
 use super::interface::{Interface, interfaces};
 use super::netlink::{ACK, Attributes, CREATE, DUMP, EXCLUSIVE, Messages, Netlink, read_u32};
 use ferry_transport::wire::control::AddressMove;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::IpAddr;
 
@@ -95,9 +96,19 @@ pub struct Held {
 /// One end of an address's move.
 pub struct AddressHolder {
     route: Netlink,
-    interface: Interface,
-    address: IpAddr,
-    prefix: u8,
+    place: Place,
+}
+
+/// An address, and all that is needed to give it to an interface: goes into the
+/// journal, so that an engine that died can be stood in for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The interface.
+    pub interface: Interface,
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
     /// `ifaddrmsg` and attributes, ready to be sent.
     payload: Vec<u8>,
     /// At the source: the routes over the interface that the user made and the
@@ -124,7 +135,8 @@ impl AddressHolder {
         }
         let routes = user_routes(&mut route, mine.interface, what.address).map_err(failed)?;
         let (prefix, payload) = (mine.prefix, mine.again.clone());
-        Ok(AddressHolder { route, interface, address: what.address, prefix, payload, routes })
+        let place = Place { interface, address: what.address, prefix, payload, routes };
+        Ok(AddressHolder { route, place })
     }
 
     /// The destination's end: finds the interface by name and sees that the
@@ -144,15 +156,20 @@ impl AddressHolder {
             let interface = name.map_or_else(|| "?".to_owned(), |interface| interface.name.clone());
             return Err(AddressError::AlreadyHere { address: what.address, interface });
         }
-        let payload = new_address(what.address, what.prefix, interface.index);
-        Ok(AddressHolder {
+        let place = Place {
             interface: interface.clone(),
-            route,
             address: what.address,
             prefix: what.prefix,
-            payload,
+            payload: new_address(what.address, what.prefix, interface.index),
             routes: Vec::new(),
-        })
+        };
+        Ok(AddressHolder { route, place })
+    }
+
+    /// The holder that wrote `place` down, again.
+    pub fn again(place: Place) -> Result<AddressHolder, AddressError> {
+        let failed = |cause| AddressError::Kernel { what: "giving", address: place.address, cause };
+        Ok(AddressHolder { route: Netlink::open(NETLINK_ROUTE).map_err(failed)?, place })
     }
 
     /// Takes the address off its interface: one message. Not there is no error.
@@ -160,8 +177,8 @@ impl AddressHolder {
         let mut request = Messages::new();
         request
             .message(RTM_DELADDR, ACK)
-            .raw(&header(self.address, self.prefix, 0, self.interface.index))
-            .attribute(IFA_LOCAL, &octets(self.address));
+            .raw(&header(self.place.address, self.place.prefix, 0, self.place.interface.index))
+            .attribute(IFA_LOCAL, &octets(self.place.address));
         self.route
             .request(&mut request, &[libc::EADDRNOTAVAIL])
             .map_err(|cause| self.kernel("taking off", cause))
@@ -171,13 +188,13 @@ impl AddressHolder {
     /// for the routes that leaned on it. Already there is no error.
     pub fn give(&mut self) -> Result<(), AddressError> {
         let mut request = Messages::new();
-        request.message(RTM_NEWADDR, CREATE | EXCLUSIVE | ACK).raw(&self.payload);
+        request.message(RTM_NEWADDR, CREATE | EXCLUSIVE | ACK).raw(&self.place.payload);
         self.route.request(&mut request, &[libc::EEXIST]).map_err(|cause| self.kernel("giving", cause))?;
-        if self.routes.is_empty() {
+        if self.place.routes.is_empty() {
             return Ok(());
         }
         let mut request = Messages::new();
-        for route in &self.routes {
+        for route in &self.place.routes {
             request.message(RTM_NEWROUTE, CREATE | EXCLUSIVE | ACK).raw(route);
         }
         self.route
@@ -187,22 +204,27 @@ impl AddressHolder {
 
     /// Whether the address is on this interface now.
     pub fn is_here(&mut self) -> Result<bool, AddressError> {
-        let held = addresses(&mut self.route).map_err(|cause| self.kernel("looking for", cause))?;
-        Ok(held.iter().any(|held| held.address == self.address && held.interface == self.interface.index))
+        let held = is_held(&mut self.route, self.place.interface.index, self.place.address);
+        held.map_err(|cause| self.kernel("looking for", cause))
     }
 
     /// The interface it is taken off or given to.
     pub fn interface(&self) -> &Interface {
-        &self.interface
+        &self.place.interface
+    }
+
+    /// What it holds, to be written down.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The address.
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.place.address
     }
 
     fn kernel(&self, what: &'static str, cause: io::Error) -> AddressError {
-        AddressError::Kernel { what, address: self.address, cause }
+        AddressError::Kernel { what, address: self.place.address, cause }
     }
 }
 
@@ -214,6 +236,11 @@ pub fn local_addresses() -> io::Result<Vec<Held>> {
 /// Every interface in this thread's network namespace.
 pub fn local_interfaces() -> io::Result<Vec<Interface>> {
     interfaces(&mut Netlink::open(NETLINK_ROUTE)?)
+}
+
+/// Whether this interface has this address now.
+pub(super) fn is_held(route: &mut Netlink, interface: u32, address: IpAddr) -> io::Result<bool> {
+    Ok(addresses(route)?.iter().any(|held| held.address == address && held.interface == interface))
 }
 
 fn by_index(route: &mut Netlink, index: u32) -> io::Result<Interface> {
@@ -229,7 +256,7 @@ fn addresses(route: &mut Netlink) -> io::Result<Vec<Held>> {
     Ok(found)
 }
 
-fn parse(payload: &[u8]) -> Option<Held> {
+pub(crate) fn parse(payload: &[u8]) -> Option<Held> {
     let attributes = Attributes::after(payload, IFADDR);
     // On a point-to-point link ADDRESS is the far end; LOCAL is absent for most of IPv6.
     let octets = attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?;

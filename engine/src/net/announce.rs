@@ -6,7 +6,9 @@
 //! advertisement with the override flag (RFC 4861 §7.2.6). Frames are built
 //! before the freeze and go out through a packet socket, past our own drop table.
 
+use super::address::is_held;
 use super::interface::Interface;
+use super::netlink::Netlink;
 use crate::sys::packet::{Hears, PacketSocket};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,8 +31,10 @@ const REPEATS: [Duration; 5] = [
 ];
 
 /// Announces one address on one interface.
-#[derive(Debug)]
 pub struct Announcer {
+    interface: u32,
+    address: IpAddr,
+    route: Netlink,
     /// Absent where the link resolves no addresses: there is nobody to tell.
     socket: Option<PacketSocket>,
     frames: Vec<Vec<u8>>,
@@ -42,17 +46,22 @@ impl Announcer {
     /// # Errors
     /// `EPERM` without CAP_NET_RAW; the interface vanished.
     pub fn prepare(interface: &Interface, address: IpAddr) -> io::Result<Announcer> {
-        let Some(own) = interface.ethernet else {
-            return Ok(Announcer { socket: None, frames: Vec::new() });
-        };
-        let frames = match address {
-            IpAddr::V4(address) => vec![
+        let open = |_| PacketSocket::open(interface.index, Hears::Nothing);
+        let frames = match (interface.ethernet, address) {
+            (None, _) => Vec::new(),
+            (Some(own), IpAddr::V4(address)) => vec![
                 arp(own, ARP_REQUEST, address, address, [0; 6]),
                 arp(own, ARP_REPLY, address, address, BROADCAST),
             ],
-            IpAddr::V6(address) => vec![neighbour_advertisement(own, address)],
+            (Some(own), IpAddr::V6(address)) => vec![neighbour_advertisement(own, address)],
         };
-        Ok(Announcer { socket: Some(PacketSocket::open(interface.index, Hears::Nothing)?), frames })
+        Ok(Announcer {
+            interface: interface.index,
+            address,
+            route: Netlink::open(0)?,
+            socket: interface.ethernet.map(open).transpose()?,
+            frames,
+        })
     }
 
     /// Says it once.
@@ -61,11 +70,12 @@ impl Announcer {
     }
 
     /// Says it at once, and again at 50, 150, 250, 350 and 450 ms distance from a
-    /// thread of its own, which ends by itself after 1.25 s.
+    /// thread of its own, which ends by itself after 1.25 s, or when the address has
+    /// moved on: calling for clients that another host serves by now would cut them off.
     ///
     /// # Errors
     /// No thread could be started; the first announcement has been made all the same.
-    pub fn announce_repeatedly(self) -> io::Result<JoinHandle<()>> {
+    pub fn announce_repeatedly(mut self) -> io::Result<JoinHandle<()>> {
         let first = self.announce();
         if let Err(error) = &first {
             tracing::warn!(%error, "the address's new place could not be announced");
@@ -73,8 +83,9 @@ impl Announcer {
         std::thread::Builder::new().name("ferry-announce".into()).spawn(move || {
             for pause in REPEATS.into_iter().filter(|_| self.socket.is_some()) {
                 std::thread::sleep(pause);
+                let here = is_held(&mut self.route, self.interface, self.address).unwrap_or(false);
                 // The interface may be gone with its namespace by now.
-                if self.announce().is_err() {
+                if !here || self.announce().is_err() {
                     return;
                 }
             }

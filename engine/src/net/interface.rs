@@ -1,6 +1,7 @@
 //! Interfaces, as far as moving an address needs them.
 
 use super::netlink::{ACK, Attributes, Messages, Netlink, read_i32, read_u16, read_u32};
+use serde::{Deserialize, Serialize};
 use std::io;
 
 const RTM_NEWLINK: u16 = 16;
@@ -12,7 +13,7 @@ const IFLA_IFNAME: u16 = 3;
 const ETHERNET: u16 = 1;
 
 /// An interface of this network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// The kernel's number for it.
     pub index: u32,
@@ -48,7 +49,7 @@ pub fn bring_up(route: &mut Netlink, name: &str) -> io::Result<()> {
     route.request(&mut request, &[])
 }
 
-fn parse(payload: &[u8]) -> Option<Interface> {
+pub(crate) fn parse(payload: &[u8]) -> Option<Interface> {
     let attributes = Attributes::after(payload, IFINFO);
     let hardware = read_u16(payload, 2)?;
     let flags = read_u32(payload, 8)?;

@@ -8,6 +8,8 @@
 
 pub mod address;
 pub mod announce;
+pub mod connections;
+pub mod hold;
 pub mod hooks;
 pub mod interface;
 pub mod namespace;

@@ -234,7 +234,7 @@ impl Messages {
 }
 
 /// Walks the messages of a datagram; a length that does not fit ends the walk.
-struct Walk<'a>(&'a [u8]);
+pub(crate) struct Walk<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Walk<'a> {
     type Item = Answer<'a>;

@@ -10,6 +10,7 @@ use super::state::{SourceAction, SourceInput, SourceState, learned};
 use crate::check::{Findings, Severity};
 use crate::journal::{Journal, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemorySource, RoundScan};
+use crate::net::connections;
 use crate::net::hooks::Stage;
 use crate::report::{
     Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, environment::Environment, ms,
@@ -93,6 +94,16 @@ enum Hold {
     Held(Box<dyn HeldDump>),
 }
 
+impl Hold {
+    fn insert_held(&mut self, held: Box<dyn HeldDump>) -> &mut dyn HeldDump {
+        *self = Hold::Held(held);
+        match self {
+            Hold::Held(held) => &mut **held,
+            Hold::Running | Hold::Frozen(_) => unreachable!("it was put there"),
+        }
+    }
+}
+
 /// The open link to the destination.
 struct Session {
     link: Box<dyn Link>,
@@ -114,7 +125,6 @@ pub struct Source {
     journal: Journal<SourceRecord>,
     session: Option<Session>,
     hold: Hold,
-    tasks: Vec<TaskId>,
     history: History,
     restore_cost: Duration,
     began: Instant,
@@ -137,15 +147,12 @@ impl Source {
     pub fn new(plan: SourcePlan, parts: SourceParts) -> std::io::Result<Source> {
         let mut journal = Journal::open(&plan.state, plan.offer.id)?;
         let engine = TaskId::of(std::process::id() as i32)?;
-        // With the interface that has it here: where `ferry resolve` gives it back.
-        let moving = plan.offer.move_address.as_ref().zip(parts.network.address.as_ref());
-        let move_ip =
-            moving.map(|(to, here)| format!("{}/{}@{}", to.address, to.prefix, here.interface().name));
         journal.append(&SourceRecord::Started {
             target: plan.offer.target.clone(),
             to: plan.to.clone(),
             engine,
-            move_ip,
+            address: parts.network.place().cloned(),
+            images: plan.images.clone(),
         })?;
         let notes = plan.notes.clone();
         Ok(Source {
@@ -160,7 +167,6 @@ impl Source {
             journal,
             session: None,
             hold: Hold::Running,
-            tasks: Vec::new(),
             history: History::default(),
             restore_cost: Duration::ZERO,
             began: Instant::now(),
@@ -346,7 +352,12 @@ impl Source {
             return Err("nothing is frozen".into());
         };
         let held = tokio::task::spawn_blocking(move || frozen.hold()).await;
-        self.hold = Hold::Held(flatten(held)?);
+        let held = self.hold.insert_held(flatten(held)?);
+        // Whoever is killed from here on: no task runs before somebody has decided.
+        self.journal
+            .append(&SourceRecord::Holding { tasks: held.tasks().to_vec() })
+            .map_err(|error| format!("the journal cannot be written: {error}"))?;
+        held.pin().map_err(|error| error.to_string())?;
         self.lap(|parts| &mut parts.dump_ms);
 
         let wire_before = self.wire_bytes();
@@ -365,7 +376,6 @@ impl Source {
         let images = send_images(&self.plan.images, &mut *session.sender).await.map_err(|e| e.to_string())?;
         let state = self.final_state(totals(round, &scan), &spaces, images)?;
         self.send(Message::FinalState(Box::new(state))).await?;
-        self.tasks = spaces.iter().filter_map(|space| TaskId::of(space.pid).ok()).collect();
         match self.receive_frozen().await? {
             Message::RoundAcked(acked) if acked == round => {}
             other => return Err(unexpected(&other)),
@@ -375,21 +385,18 @@ impl Source {
         Ok(SourceInput::FinalSent)
     }
 
-    /// Frozen: the destination restores. On Ready the tasks are pinned and the
-    /// journal says so; then, and only then, may Commit be sent.
+    /// Frozen: the destination restores. On Ready the journal says that the outcome
+    /// is the destination's from now on; then, and only then, may Commit be sent.
     async fn await_ready(&mut self) -> Result<SourceInput, String> {
         match self.receive_frozen().await? {
             Message::Ready(_) => {}
             other => return Err(unexpected(&other)),
         }
         self.lap(|parts| &mut parts.restore_ms);
-        let Hold::Held(held) = &mut self.hold else { return Err("nothing is held".into()) };
-        tokio::task::block_in_place(|| held.pin()).map_err(|error| error.to_string())?;
-        let tasks = self.tasks.clone();
         self.journal
-            .append(&SourceRecord::Committing { tasks })
+            .append(&SourceRecord::Committing)
             .map_err(|error| format!("the journal cannot be written: {error}"))?;
-        Ok(SourceInput::ReadyAndPinned)
+        Ok(SourceInput::Ready)
     }
 
     /// Commit was sent: only the destination's word counts now.
@@ -401,7 +408,8 @@ impl Source {
         self.lap(|parts| &mut parts.resume_ms);
         Ok(match answer {
             Ok(Ok(Message::Resumed(_))) => SourceInput::Resumed,
-            Ok(Ok(Message::NotResumed(why))) => SourceInput::NotResumed(why),
+            // It wrote down Discarded before it said either.
+            Ok(Ok(Message::NotResumed(why) | Message::Failed(why))) => SourceInput::NotResumed(why),
             Ok(Ok(other)) => SourceInput::Silence(unexpected(&other)),
             Ok(Err(error)) => SourceInput::Silence(error.to_string()),
             Err(_) => SourceInput::Silence(format!("no answer to Commit within {patience:?}")),
@@ -432,7 +440,11 @@ impl Source {
     /// Does what the state machine says.
     async fn perform(&mut self, action: SourceAction) {
         match action {
-            SourceAction::JournalFreezing => self.record(SourceRecord::Freezing),
+            SourceAction::JournalFreezing => {
+                let tasks = self.target.as_ref().map(|target| target.tasks()).unwrap_or_default();
+                let stopped = tasks.iter().copied().filter(TaskId::is_stopped).collect();
+                self.record(SourceRecord::Freezing { tasks, stopped });
+            }
             SourceAction::SendCommit => {
                 // If it cannot be sent, the wait for its answer finds out.
                 let _ = self.send(Message::Commit).await;
@@ -464,10 +476,11 @@ impl Source {
     /// The copy runs there: the tree here goes.
     async fn remove_tree(&mut self) {
         if let Hold::Held(held) = std::mem::replace(&mut self.hold, Hold::Running) {
+            let tasks = held.tasks().to_vec();
             let removed = flatten(tokio::task::spawn_blocking(move || held.commit()).await);
             if let Err(error) = removed {
                 self.note(format!("the frozen tree could not be removed by CRIU: {error}; killing it"));
-                super::recovery::kill_tasks(&self.tasks);
+                connections::kill_quietly(&tasks);
             }
         }
     }

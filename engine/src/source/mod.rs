@@ -4,6 +4,7 @@ mod clock;
 mod driver;
 pub mod dump_cost;
 mod final_state;
+pub mod keeper;
 mod network;
 mod observer;
 mod pages;

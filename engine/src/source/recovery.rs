@@ -1,18 +1,20 @@
 //! A migration whose engine is gone: what is known, and how it is ended.
 //!
-//! The source's tasks are in one of three conditions, which the journal tells:
-//! before `committing` CRIU let them run when its engine died; from `committing`
-//! on they are stopped beneath it (state T) until somebody decides; after
-//! `completed` or `aborted` there is nothing to decide.
+//! The source's tasks are in one of four conditions, which the journal tells:
+//! before `holding` CRIU let them run when its engine died; from then on they are
+//! stopped beneath it (state T), and are to run here; from `committing` on they are
+//! stopped until somebody decides; after `completed` or `aborted` there is nothing
+//! to decide.
 
 use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
-use crate::net::address::AddressHolder;
+use crate::net::address::{AddressHolder, Place};
+use crate::net::announce::Announcer;
+use crate::target::process::rescue;
 use ferry_transport::link::{Connector, LinkError};
 use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// What a source's journal says of a migration.
@@ -22,11 +24,12 @@ pub enum SourceStanding {
     Unknown,
     /// Its engine is at work.
     UnderWay,
-    /// Its engine died before Commit could be sent: the workload runs here.
+    /// Its engine died before Commit could be sent: the workload is to run here, and
+    /// [`settle`] sees to it.
     Interrupted,
     /// Commit may have been sent and no outcome is written down.
     InDoubt {
-        /// The stopped tree.
+        /// The stopped tree, root first.
         tasks: Vec<TaskId>,
     },
     /// It runs there.
@@ -71,17 +74,20 @@ pub fn standing(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     Ok(conclude(&entries, TaskId::is_alive))
 }
 
-fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
+/// What the records say, told which processes are alive. Pure.
+pub fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) -> SourceStanding {
     let mut standing = SourceStanding::Unknown;
     let mut engine_lives = false;
+    let mut held = Vec::new();
     for entry in entries {
         match &entry.record {
             SourceRecord::Started { engine, .. } => {
                 engine_lives = alive(engine);
                 standing = SourceStanding::Interrupted;
             }
-            SourceRecord::Freezing | SourceRecord::InDoubt { .. } => {}
-            SourceRecord::Committing { tasks } => standing = SourceStanding::InDoubt { tasks: tasks.clone() },
+            SourceRecord::Freezing { .. } | SourceRecord::InDoubt { .. } => {}
+            SourceRecord::Holding { tasks } => held.clone_from(tasks),
+            SourceRecord::Committing => standing = SourceStanding::InDoubt { tasks: held.clone() },
             SourceRecord::Completed => standing = SourceStanding::Completed,
             SourceRecord::Aborted { cause } => standing = SourceStanding::Aborted { cause: cause.clone() },
             SourceRecord::Resolved { runs } => standing = SourceStanding::Resolved(*runs),
@@ -95,42 +101,94 @@ fn conclude(entries: &[Entry<SourceRecord>], alive: impl Fn(&TaskId) -> bool) ->
     }
 }
 
+/// Ends a migration whose engine died before Commit could be sent: the workload
+/// runs here, with its address, and the journal says so. Others stay as they are.
+/// Says what the journal then says.
+pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
+    let found = standing(state, id)?;
+    if found != SourceStanding::Interrupted {
+        return Ok(found);
+    }
+    let Left { address, images, tasks, stopped } = left(state, id);
+    let announcing = address.map(give_back);
+    rescue::let_run(&images, &tasks, &stopped);
+    announcing.map_or(Ok(()), wait_announced).map_err(io::Error::other)?;
+    let _ = std::fs::remove_dir_all(images);
+    let cause = "its engine died before the commit".to_owned();
+    Journal::open(state, id)?.append(&SourceRecord::Aborted { cause })?;
+    standing(state, id)
+}
+
 /// Ends a doubt: the workload is to live on `runs`. The other side's word, or an
 /// operator's, must stand behind it: this makes it true here.
 pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>, String> {
     let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
-    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
-    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
-    let _ = journal.sync();
+    let Left { address, images, stopped, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
-            kill_tasks(&tasks);
-            done.push(format!("the {} stopped processes here were removed", tasks.len()));
+            let removed = tasks.len() - rescue::remove(&images, &tasks);
+            done.push(format!("{removed} of the {} stopped processes here were removed", tasks.len()));
         }
         Side::Source => {
-            if let Some(moved) = moved_address(state, id) {
-                let given = AddressHolder::at_destination(&moved).and_then(|mut holder| holder.give());
-                done.push(match given {
-                    Ok(()) => format!("{} is on {} again", moved.address, moved.interface),
-                    Err(error) => format!("the address {}: {error}", moved.address),
-                });
-            }
-            continue_tasks(&tasks);
+            let what =
+                address.as_ref().map(|place| format!("{} is on {}", place.address, place.interface.name));
+            let announcing = address.map(give_back);
+            rescue::let_run(&images, &tasks, &stopped);
             done.push(format!("the {} processes run again here", tasks.len()));
+            if let (Some(what), Some(announcing)) = (what, announcing) {
+                done.push(wait_announced(announcing).map_or_else(|error| error, |()| what + " again"));
+            }
         }
     }
+    // Last: what was done may be done again, what is written down is not.
+    let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
+    journal.append(&SourceRecord::Resolved { runs }).map_err(|error| error.to_string())?;
+    let _ = journal.sync();
+    let _ = std::fs::remove_dir_all(images);
     Ok(done)
 }
 
-fn moved_address(state: &Path, id: MigrationId) -> Option<AddressMove> {
-    let entries = journal::read::<SourceRecord>(state, id).ok()?;
-    entries.iter().find_map(|entry| match &entry.record {
-        SourceRecord::Started { move_ip: Some(text), .. } => parse_address_move(text),
-        _ => None,
-    })
+/// Gives a moved address back to this host, and begins to tell the clients.
+fn give_back(place: Place) -> Result<JoinHandle<()>, String> {
+    let address = place.address;
+    let mut holder = AddressHolder::again(place).map_err(|error| error.to_string())?;
+    holder.give().map_err(|error| error.to_string())?;
+    Announcer::prepare(holder.interface(), address)
+        .and_then(Announcer::announce_repeatedly)
+        .map_err(|error| format!("{address} is here again, and was not announced: {error}"))
+}
+
+/// This process may end soon: the announcements are waited for.
+fn wait_announced(announcing: Result<JoinHandle<()>, String>) -> Result<(), String> {
+    announcing?.join().map_err(|_| "the address's announcement failed".into())
+}
+
+/// What an engine leaves when it dies.
+#[derive(Default)]
+struct Left {
+    address: Option<Place>,
+    images: PathBuf,
+    /// Stopped by CRIU, and pinned if the dump was held.
+    tasks: Vec<TaskId>,
+    stopped: Vec<TaskId>,
+}
+
+fn left(state: &Path, id: MigrationId) -> Left {
+    let mut left = Left::default();
+    for entry in journal::read::<SourceRecord>(state, id).unwrap_or_default() {
+        match entry.record {
+            SourceRecord::Started { address, images, .. } => {
+                (left.address, left.images) = (address, images);
+            }
+            SourceRecord::Freezing { tasks, stopped } => (left.tasks, left.stopped) = (tasks, stopped),
+            SourceRecord::Holding { tasks } => left.tasks = tasks,
+            _ => {}
+        }
+    }
+    left
 }
 
 /// Parses `ADDR/LEN@IFACE`.
@@ -146,22 +204,6 @@ pub fn parse_address_move(text: &str) -> Option<AddressMove> {
     })
 }
 
-/// Kills every process that still is the one that was meant.
-pub fn kill_tasks(tasks: &[TaskId]) {
-    signal_tasks(tasks, Signal::SIGKILL);
-}
-
-/// Continues every process that still is the one that was meant.
-pub fn continue_tasks(tasks: &[TaskId]) {
-    signal_tasks(tasks, Signal::SIGCONT);
-}
-
-fn signal_tasks(tasks: &[TaskId], signal: Signal) {
-    for task in tasks.iter().filter(|task| task.is_alive()) {
-        let _ = kill(Pid::from_raw(task.pid), signal);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,7 +216,8 @@ mod tests {
             target: "pid:2".into(),
             to: "there".into(),
             engine: ENGINE,
-            move_ip: None,
+            address: None,
+            images: "/nonexistent".into(),
         };
         let entries: Vec<_> = std::iter::once(started)
             .chain(records.iter().cloned())
@@ -185,19 +228,22 @@ mod tests {
 
     #[test]
     fn a_death_before_committing_leaves_the_workload_running_here() {
-        assert_eq!(told(&[SourceRecord::Freezing], false), SourceStanding::Interrupted);
-        assert_eq!(told(&[SourceRecord::Freezing], true), SourceStanding::UnderWay);
+        let freezing = SourceRecord::Freezing { tasks: vec![TASK], stopped: vec![] };
+        assert_eq!(told(&[freezing.clone()], false), SourceStanding::Interrupted);
+        assert_eq!(told(&[freezing], true), SourceStanding::UnderWay);
     }
 
     #[test]
     fn a_death_after_committing_is_a_doubt_and_names_the_tasks() {
-        let committing = SourceRecord::Committing { tasks: vec![TASK] };
-        assert_eq!(told(&[committing], false), SourceStanding::InDoubt { tasks: vec![TASK] });
+        let holding = SourceRecord::Holding { tasks: vec![TASK] };
+        assert_eq!(told(&[holding.clone()], false), SourceStanding::Interrupted);
+        let records = [holding, SourceRecord::Committing];
+        assert_eq!(told(&records, false), SourceStanding::InDoubt { tasks: vec![TASK] });
     }
 
     #[test]
     fn an_outcome_ends_the_doubt_whoever_lives() {
-        let committing = SourceRecord::Committing { tasks: vec![TASK] };
+        let committing = SourceRecord::Committing;
         assert_eq!(told(&[committing.clone(), SourceRecord::Completed], false), SourceStanding::Completed);
         let resolved = SourceRecord::Resolved { runs: Side::Source };
         assert_eq!(told(&[committing, resolved], true), SourceStanding::Resolved(Side::Source));

@@ -62,10 +62,10 @@ pub enum SourceInput {
     Frozen,
     /// The dump is held, and pages, images and final state are sent.
     FinalSent,
-    /// The destination holds a complete copy, and here every task is pinned
-    /// beneath CRIU's hold and Committing is journaled: from now on no crash of
-    /// ours lets them run.
-    ReadyAndPinned,
+    /// The destination holds a complete copy, and Committing is journaled here; the
+    /// tasks have been pinned since the dump was held, so that no crash of ours lets
+    /// them run.
+    Ready,
     /// The copy runs.
     Resumed,
     /// Provably nothing runs there, nor ever will.
@@ -148,7 +148,7 @@ impl SourceState {
             (S::Preparing | S::PreCopy { .. }, I::FreezeDecided) => (S::Freezing, vec![A::JournalFreezing]),
             (S::Freezing, I::Frozen) => (S::StopAndCopy, vec![]),
             (S::StopAndCopy, I::FinalSent) => (S::AwaitingReady, vec![]),
-            (S::AwaitingReady, I::ReadyAndPinned) => (S::Committing, vec![A::SendCommit]),
+            (S::AwaitingReady, I::Ready) => (S::Committing, vec![A::SendCommit]),
 
             // From here on nothing but the destination's own word thaws the workload.
             (S::Committing | S::InDoubt, I::Resumed) => {

@@ -7,6 +7,7 @@ pub mod arch;
 pub mod arena;
 pub mod core_scheduling;
 pub mod fdpass;
+pub mod held_packets;
 pub mod inject;
 pub mod packet;
 pub mod pagemap_scan;

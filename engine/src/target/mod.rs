@@ -38,6 +38,9 @@ pub trait Target: Send {
         pid.unsigned_abs()
     }
 
+    /// Every process of it now, root first.
+    fn tasks(&self) -> Vec<TaskId>;
+
     /// Starts and checks whatever can be started and checked before the freeze.
     /// On failure nothing was started and the workload runs.
     fn prepare(&mut self) -> Result<(), TargetError>;
@@ -66,8 +69,12 @@ pub trait HeldDump: Send {
     /// How long it took to get here.
     fn times(&self) -> FreezeTimes;
 
+    /// Every process of the tree, root first.
+    fn tasks(&self) -> &[TaskId];
+
     /// Puts something beneath CRIU's hold that keeps every task from running
-    /// even if CRIU and this process are killed. Called before Commit may be sent.
+    /// even if CRIU and this process are killed. On success none has run since the
+    /// hold began.
     fn pin(&mut self) -> Result<(), TargetError>;
 
     /// Removes the tree for good. Only after Resumed.

@@ -6,6 +6,7 @@ use crate::units::Bytes;
 use crate::wire::control::Message;
 use async_trait::async_trait;
 
+pub mod breakpoint;
 pub mod faulty;
 pub mod memory;
 

@@ -6,6 +6,7 @@ use super::{Criu, common_options, complain, failed};
 use crate::criu::rpc::{PagePayload, Reached, Swrk};
 use crate::journal::TaskId;
 use crate::memory::ProcessSet;
+use crate::net::connections;
 use crate::sys::procfs::stat;
 use crate::target::{FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
 use ferry_transport::wire::control::TcpMode;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const LOG: &str = "dump.log";
+pub(super) const LOG: &str = "dump.log";
 /// How long CRIU may take to take itself out of the tasks again.
 const LET_GO: Duration = Duration::from_secs(30);
 
@@ -48,6 +49,10 @@ impl ProcessTarget {
 impl Target for ProcessTarget {
     fn describe(&self) -> String {
         format!("pid:{} ({})", self.root, self.name)
+    }
+
+    fn tasks(&self) -> Vec<TaskId> {
+        tasks_of(&*self.processes)
     }
 
     fn prepare(&mut self) -> Result<(), TargetError> {
@@ -87,6 +92,7 @@ impl Target for ProcessTarget {
                 // With CRIU gone, the kernel lets the tasks run.
                 swrk.kill();
                 lock.remove();
+                connections::wake(&tasks_of(&*self.processes));
                 return Err(failed("freeze", error, &log));
             }
         }
@@ -136,6 +142,7 @@ impl FrozenDump for Frozen {
             Err(error) => {
                 self.swrk.kill();
                 self.lock.remove();
+                connections::wake(&tasks_of(&*self.processes));
                 return Err(failed("dump", error, &self.log));
             }
         }
@@ -166,11 +173,14 @@ impl FrozenDump for Frozen {
     }
 }
 
+fn tasks_of(processes: &dyn ProcessSet) -> Vec<TaskId> {
+    let pids = processes.processes().unwrap_or_default();
+    pids.into_iter().filter_map(|pid| TaskId::of(pid).ok()).collect()
+}
+
 /// Tasks that somebody else has stopped: they stay so whatever we do.
 fn stopped_tasks(processes: &dyn ProcessSet) -> Vec<TaskId> {
-    let pids = processes.processes().unwrap_or_default();
-    let stopped = pids.into_iter().filter(|pid| stat::of(*pid).is_ok_and(|stat| stat.state.0 == b'T'));
-    stopped.filter_map(|pid| TaskId::of(pid).ok()).collect()
+    tasks_of(processes).into_iter().filter(TaskId::is_stopped).collect()
 }
 
 /// The dump is complete and CRIU waits.
@@ -191,6 +201,10 @@ struct Held {
 impl HeldDump for Held {
     fn times(&self) -> FreezeTimes {
         self.times
+    }
+
+    fn tasks(&self) -> &[TaskId] {
+        &self.tree
     }
 
     fn pin(&mut self) -> Result<(), TargetError> {
@@ -218,7 +232,7 @@ impl HeldDump for Held {
         let ended = swrk.answer(true).and_then(|()| swrk.advance_to(&[], LET_GO));
         swrk.wait();
         // CRIU kills and goes; what it left, or died before, is ours to see to.
-        let left = kill_all(&self.tree);
+        let left = connections::kill_quietly(&self.tree);
         self.lock.remove();
         if left == 0 {
             if let Err(error) = ended {
@@ -237,6 +251,7 @@ impl HeldDump for Held {
         }
         swrk.wait();
         self.lock.remove();
+        connections::wake(&self.tree);
         for task in self.pinned.iter().filter(|task| task.is_alive() && !self.stopped.contains(task)) {
             let _ = kill(Pid::from_raw(task.pid), Signal::SIGCONT);
         }
@@ -261,22 +276,6 @@ impl Held {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-/// Kills tasks and waits until they are dead; how many are not.
-fn kill_all(tasks: &[TaskId]) -> usize {
-    let deadline = Instant::now() + LET_GO;
-    loop {
-        let mut left = 0;
-        for task in tasks.iter().filter(|task| task.is_alive()) {
-            let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
-            left += 1;
-        }
-        if left == 0 || Instant::now() > deadline {
-            return left;
-        }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -8,6 +8,7 @@
 mod dump;
 mod lock;
 mod payload;
+pub mod rescue;
 mod restore;
 
 pub use dump::ProcessTarget;

@@ -4,9 +4,8 @@ use super::lock::RestoredLock;
 use super::{Criu, common_options, complain, failed};
 use crate::criu::rpc::{PagePayload, Reached, Said, Swrk};
 use crate::journal::TaskId;
+use crate::net::connections;
 use crate::target::{HeldRestore, ReleaseError, RestorePlan, Restorer, TargetError};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -86,18 +85,9 @@ impl Tree {
     }
 
     /// Kills what came into being under the tree's PIDs, and waits until it is gone.
+    /// Its connections are those of the source: nobody must hear of it.
     fn remove_new(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let tasks = self.tasks();
-            if tasks.is_empty() || Instant::now() > deadline {
-                break;
-            }
-            for task in tasks {
-                let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        connections::kill_quietly(&self.tasks());
     }
 }
 
@@ -145,6 +135,8 @@ impl HeldRestore for Held {
 
     fn discard(mut self: Box<Self>) -> Result<(), TargetError> {
         let Some(mut swrk) = self.swrk.take() else { return Ok(()) };
+        // Before CRIU does: its sockets are out of repair mode by now, and would say so.
+        self.tree.remove_new();
         if swrk.answer(false).is_ok() {
             let _ = swrk.advance_to(&[], PATIENCE);
         }
@@ -166,6 +158,7 @@ impl Held {
     /// Removes a copy whose tasks still hang in CRIU's hands. Only if every one is
     /// gone can it be said that none will run.
     fn never_ran(&self, mut swrk: Swrk, error: TargetError) -> ReleaseError {
+        self.tree.remove_new();
         swrk.kill();
         self.tree.remove_new();
         let left = self.tree.tasks();

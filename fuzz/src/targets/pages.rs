@@ -1,0 +1,156 @@
+//! What a peer's pages may do to the store, and the kernel's events to the pager.
+
+use arbitrary::{Arbitrary, Unstructured};
+use bytes::Bytes;
+use ferry_engine::fuzzing::{self, PagerEvent};
+use ferry_engine::page_store::{Content, Extent, PageStore};
+use ferry_transport::page::{PAGE_SIZE, PageAddr, PageChunk, PageRange, Round, Run, RunKind, SpaceId};
+use ferry_transport::units::{self, PageCount};
+use ferry_transport::wire::compress::Encoding;
+use ferry_transport::wire::control::FinalSpace;
+use ferry_transport::wire::frame;
+
+/// Chunks as frames carry them, then a final state that need not fit them.
+#[derive(Arbitrary, Debug)]
+struct Transfer {
+    chunks: Vec<Chunk>,
+    spaces: Vec<Space>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Chunk {
+    space: u8,
+    round: u8,
+    runs: Vec<(u64, u16, bool)>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Space {
+    space: u8,
+    pid: u8,
+    present: Vec<(u64, u64)>,
+}
+
+/// The page store: any chunk that a frame can carry, any final state.
+pub fn page_store(input: &[u8]) {
+    let Ok(transfer) = Transfer::arbitrary(&mut Unstructured::new(input)) else { return };
+    let limit = units::Bytes(4 << 20);
+    let store = PageStore::new(limit).expect("a store can be made");
+    for chunk in &transfer.chunks {
+        if let Some(chunk) = chunk.as_sent() {
+            let _ = store.put(&chunk);
+        }
+    }
+    let spaces: Vec<FinalSpace> = transfer.spaces.iter().map(Space::as_sent).collect();
+    let Ok(sealed) = store.seal(&spaces) else { return };
+    assert!(sealed.data_pages().bytes().0 <= limit.0, "more than was allowed is held");
+    for space in &sealed.spaces {
+        for pair in space.extents.windows(2) {
+            assert!(pair[0].pages.end() <= pair[1].pages.start.address(), "out of order: {pair:?}");
+        }
+        for extent in &space.extents {
+            if let Content::Arena(offset) = extent.content {
+                let end = offset.checked_add(extent.pages.count.bytes().0);
+                assert!(end.is_some_and(|end| end <= sealed.arena_len), "beyond the arena: {extent:?}");
+            }
+        }
+    }
+}
+
+impl Chunk {
+    /// `None` where no frame could carry it.
+    fn as_sent(&self) -> Option<PageChunk> {
+        let mut runs = Vec::new();
+        let (mut next, mut data_pages) = (0u64, 0usize);
+        for (gap, count, has_content) in &self.runs {
+            // Mostly near each other, sometimes far apart.
+            let gap = if gap.is_multiple_of(5) { *gap } else { gap % 64 };
+            let start = next.checked_add(gap)?;
+            let kind = if *has_content { RunKind::Data } else { RunKind::Zero };
+            let count = u32::from(*count % 40) + 1;
+            data_pages += if *has_content { count as usize } else { 0 };
+            runs.push(Run { start: PageAddr::from_index(start), count, kind });
+            next = start.checked_add(u64::from(count))?;
+        }
+        let data = Bytes::from(vec![self.round; data_pages * PAGE_SIZE]);
+        let chunk = PageChunk {
+            space: SpaceId(u32::from(self.space % 4)),
+            round: Round(self.round.into()),
+            runs,
+            data,
+        };
+        let sent = frame::encode(&chunk, Encoding::Raw).ok()?;
+        frame::decode(&[&sent.head[..], &sent.payload[..]].concat().into()).ok().map(|(chunk, _)| chunk)
+    }
+}
+
+impl Space {
+    fn as_sent(&self) -> FinalSpace {
+        let range = |&(start, count): &(u64, u64)| PageRange {
+            start: PageAddr::containing(start),
+            count: PageCount(if count.is_multiple_of(3) { count } else { count % 512 }),
+        };
+        FinalSpace {
+            space: SpaceId(u32::from(self.space % 4)),
+            image_pid: u32::from(self.pid),
+            present: self.present.iter().map(range).collect(),
+        }
+    }
+}
+
+pub(super) fn store_seeds() -> Vec<Vec<u8>> {
+    noise(300)
+}
+
+/// What is known of a space's missing pages, through any events.
+#[derive(Arbitrary, Debug)]
+struct Filling {
+    extents: Vec<(u8, u8)>,
+    hot: Vec<(u16, u8)>,
+    events: Vec<(u8, u16, u16, u8)>,
+}
+
+/// The pager's book-keeping. Addresses are those of a user's space, as the kernel
+/// tells them; their order and overlap are not to be relied on.
+pub fn pager(input: &[u8]) {
+    let Ok(filling) = Filling::arbitrary(&mut Unstructured::new(input)) else { return };
+    let page = PAGE_SIZE as u64;
+    let range =
+        |start: u64, count: u64| PageRange { start: PageAddr::from_index(start), count: PageCount(count) };
+    let (mut next, mut offset, mut extents) = (16, 0, Vec::new());
+    for (gap, count) in filling.extents {
+        let (start, count) = (next + u64::from(gap), u64::from(count) + 1);
+        extents.push(Extent { pages: range(start, count), content: Content::Arena(offset) });
+        (next, offset) = (start + count, offset + count * page);
+    }
+    let hot: Vec<PageRange> =
+        filling.hot.iter().map(|&(start, count)| range(start.into(), count.into())).collect();
+    let at = |number: u16| u64::from(number) * page;
+    let events = filling.events.into_iter().map(|(kind, from, to, count)| {
+        let len = (u64::from(count) + 1) * page;
+        match kind % 4 {
+            0 => PagerEvent::Fault(at(from)),
+            1 => PagerEvent::Fill(len),
+            2 => PagerEvent::Gone(at(from), at(from) + len),
+            // The kernel refuses an mremap onto itself.
+            _ if at(from) < at(to) + len && at(to) < at(from) + len => PagerEvent::Fault(at(from)),
+            _ => PagerEvent::Moved(at(from), at(to), len),
+        }
+    });
+    fuzzing::pager(&extents, &hot, events);
+}
+
+pub(super) fn pager_seeds() -> Vec<Vec<u8>> {
+    noise(400)
+}
+
+/// Structure is made from any bytes: all that counts is that they differ.
+fn noise(len: usize) -> Vec<Vec<u8>> {
+    (1..6u32)
+        .map(|seed| {
+            (0..len as u32)
+                .map(|index| (index.wrapping_mul(2_654_435_761).wrapping_mul(seed) >> 13) as u8)
+                .collect()
+        })
+        .collect()
+}
