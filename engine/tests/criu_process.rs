@@ -1,65 +1,16 @@
 //! Real CRIU on real processes: freeze, hold, roll back, commit, restore,
 //! release, discard.
 
+mod criu_support;
+
+use criu_support::*;
 use ferry_engine::criu::rpc::PagePayload;
 use ferry_engine::memory::native::DescendantSet;
-use ferry_engine::target::process::{Criu, ProcessRestorer, ProcessTarget};
+use ferry_engine::target::process::{Criu, ProcessRestorer};
 use ferry_engine::target::{ReleaseError, RestorePlan, Restorer, Target};
 use ferry_transport::wire::control::TcpMode;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Counts in a file; its own session, nothing of ours open, no children: their
-/// zombies would keep their PIDs until the machine's init gets to them.
-fn counter(directory: &Path) -> (Child, PathBuf) {
-    let file = directory.join("count");
-    let script = format!("n=0; while :; do n=$((n+1)); echo $n >> {}; done", file.display());
-    let mut command = Command::new("setsid");
-    command.args(["/bin/sh", "-c", &script]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    (command.spawn().unwrap(), file)
-}
-
-fn count(file: &Path) -> u64 {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(n) = std::fs::read_to_string(file).ok().and_then(last_line) {
-            return n;
-        }
-        assert!(Instant::now() < deadline, "no count");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// The number on the last whole line.
-fn last_line(text: String) -> Option<u64> {
-    text.rsplit_once('\n')?.0.rsplit('\n').next()?.parse().ok()
-}
-
-fn goes_on_from(file: &Path, from: u64) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while count(file) <= from {
-        assert!(Instant::now() < deadline, "the count stands still at {from}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn criu(directory: &Path) -> Option<Criu> {
-    let program = PathBuf::from("/var/lib/ferry/criu/bin/criu");
-    if !program.exists() || !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root and a CRIU in {}", program.display());
-        return None;
-    }
-    let shim = ferry_engine::criu::shim::place(directory).unwrap();
-    Some(Criu { program, shim: Some(shim) })
-}
-
-fn target(child: &Child, criu: &Criu) -> ProcessTarget {
-    let root = child.id() as i32;
-    ProcessTarget::new(root, criu.clone(), Arc::new(DescendantSet::of(root).unwrap())).unwrap()
-}
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 #[test]
 fn a_rolled_back_dump_leaves_the_workload_running() {
@@ -119,39 +70,6 @@ fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
     child.wait().unwrap();
 }
 
-/// Sees that CRIU's network lock of the dump in this directory is gone.
-fn no_lock_is_left(images: &Path) {
-    let log = std::fs::read_to_string(images.join("dump.log")).unwrap();
-    let id = log.lines().filter_map(|line| line.split_once("CRIU run id = ")).next_back().unwrap().1;
-    let tables = ferry_engine::net::nft::Nft::open().unwrap().criu_tables().unwrap();
-    assert!(!tables.iter().any(|table| format!("CRIU-{id}").starts_with(&table.name)), "{id}: {tables:?}");
-}
-
-/// Dead is not gone: the machine's init gets to its orphans when it likes.
-fn wait_until_reaped(pid: i32) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while Path::new(&format!("/proc/{pid}")).exists() {
-        assert!(Instant::now() < deadline, "{pid} is not reaped");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Kills the CRIU that has its log in this directory open.
-fn kill_criu_of(images: &Path) {
-    kill_process_with_open(&images.join("dump.log"));
-}
-
-fn kill_process_with_open(log: &Path) {
-    let log = log.canonicalize().unwrap();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(fds) = std::fs::read_dir(entry.path().join("fd")) else { continue };
-        if fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == log)) {
-            let pid = entry.file_name().to_str().unwrap().parse().unwrap();
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_copy_is_held_and_discarded_and_held_and_released() {
     let directory = tempfile::tempdir().unwrap();
@@ -202,22 +120,36 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
 }
 
 #[test]
-fn pages_in_a_dump_that_should_have_none_are_noticed() {
+fn an_object_without_effect_is_noticed_before_anything_is_lost() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(mut criu) = criu(directory.path()) else { return };
-    // An object that does nothing of the kind.
-    let (mut child, file) = counter(directory.path());
-    let standing = count(&file);
+    let Some(criu) = criu(directory.path()) else { return };
+    // One that does nothing, and one that the dynamic linker passes over.
+    let idle = directory.path().join("idle.so");
+    let built = Command::new("cc").args(["-shared", "-x", "c", "/dev/null", "-o"]).arg(&idle).status();
+    assert!(built.unwrap().success());
+    let garbage = directory.path().join("garbage.so");
+    std::fs::write(&garbage, "not an object").unwrap();
+    let (child, file) = counter(directory.path());
+    for (number, shim) in [idle, garbage].into_iter().enumerate() {
+        let standing = count(&file);
+        let images = directory.path().join(format!("images-{number}"));
+        std::fs::create_dir(&images).unwrap();
+        let useless = Criu { shim: Some(shim), ..criu.clone() };
+        let mut target = target(&child, &useless).with_pages(PagePayload::Ferry);
+        let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+        let error = frozen.hold().err().expect("the dump is refused").to_string();
+        assert!(error.contains("was told to leave them"), "{error}");
+        no_lock_is_left(&images);
+        goes_on_from(&file, standing);
+    }
+    // It is as it was: the next dump, with the real one, succeeds.
     let images = directory.path().join("images");
     std::fs::create_dir(&images).unwrap();
-    criu.shim = None;
-    let mut target = target(&child, &criu).with_pages(PagePayload::Ferry);
+    let mut target = target(&child, &criu);
     let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
-    let error = frozen.hold().err().expect("the dump is refused").to_string();
-    assert!(error.contains("was told to leave them"), "{error}");
+    let standing = count(&file);
+    frozen.hold().unwrap().roll_back().unwrap();
     goes_on_from(&file, standing);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]

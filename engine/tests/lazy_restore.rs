@@ -4,256 +4,24 @@
 //! A full dump is the truth: its private pages go into the store and are taken out
 //! of the images, which then look as a dump without page payload does.
 
-use bytes::Bytes;
-use ferry_engine::images::file::{self, Kind, Messages};
-use ferry_engine::images::proto::{PE_PRESENT, PagemapEntry, PagemapHead};
-use ferry_engine::images::{assemble, tree};
-use ferry_engine::lazy::{Drained, FillOptions, PagerHandle};
-use ferry_engine::page_store::{PageStore, Sealed};
-use ferry_transport::page::SpaceId;
-use ferry_transport::page::{
-    MAX_CHUNK_PAGES, PAGE_SIZE, PageAddr, PageChunk, PageRange, Round, Run, RunKind,
-};
-use ferry_transport::units::{self, PageCount};
-use ferry_transport::wire::control::{FinalSpace, RestoreMode};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+mod lazy_support;
 
-const PAGER: &str = "FERRY_TEST_IS_PAGER";
-const VDSO: u32 = 1 << 3;
+use ferry_engine::images::assemble;
+use ferry_engine::lazy::PagerHandle;
+use ferry_transport::wire::control::RestoreMode;
+use lazy_support::{Workload, criu, pager_command, report, wait};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use std::fs;
+use std::io::IoSliceMut;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Not a test of its own: what the pager process runs.
 #[test]
 fn pager_process() {
-    if std::env::var_os(PAGER).is_some() {
-        let code = ferry_engine::lazy::pager_main();
-        std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
-    }
-}
-
-fn criu() -> Option<PathBuf> {
-    let path = std::env::var_os("FERRY_CRIU").map_or("/var/lib/ferry/criu/bin/criu".into(), PathBuf::from);
-    if !nix::unistd::geteuid().is_root() || !path.exists() {
-        eprintln!("skipped: needs root and CRIU (at {}, or FERRY_CRIU)", path.display());
-        return None;
-    }
-    Some(path)
-}
-
-struct Workload {
-    dir: tempfile::TempDir,
-    child: Child,
-    criu: PathBuf,
-    pids: Vec<u32>,
-}
-
-impl Workload {
-    fn start(mode: &str, mebibytes: u64) -> Option<Workload> {
-        let criu = criu()?;
-        let base = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
-        let dir = tempfile::Builder::new().prefix("ferry-lazy-").tempdir_in(base).unwrap();
-        let (source, binary) = (
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lazy_workload.c"),
-            dir.path().join("workload"),
-        );
-        let built =
-            Command::new("cc").args(["-O1", "-pthread", "-o"]).arg(&binary).arg(source).status().unwrap();
-        assert!(built.success());
-        for name in ["images", "work"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let child = Command::new(binary)
-            .arg(dir.path())
-            .args([mode, &(mebibytes * 256).to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let expected = if mode == "tree" { 3 } else { 1 };
-        let workload = Workload { dir, child, criu, pids: Vec::new() };
-        wait(|| workload.files("ready-").len() == expected, "the workload to be ready");
-        Some(workload)
-    }
-
-    fn images(&self) -> PathBuf {
-        self.dir.path().join("images")
-    }
-
-    fn work(&self) -> PathBuf {
-        self.dir.path().join("work")
-    }
-
-    fn files(&self, prefix: &str) -> Vec<String> {
-        let names = fs::read_dir(self.dir.path()).unwrap();
-        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with(prefix)).collect()
-    }
-
-    fn criu(&self, args: &[&str]) {
-        let output = Command::new(&self.criu)
-            .args(args)
-            .arg("-D")
-            .arg(self.images())
-            .arg("-W")
-            .arg(self.work())
-            .args(["-v4", "-o", "criu.log"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let log = fs::read_to_string(self.work().join("criu.log")).unwrap_or_default();
-        let pager = fs::read_to_string(self.work().join("pager.log")).unwrap_or_default();
-        let tail: Vec<&str> = log.lines().rev().take(40).collect();
-        let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-        assert!(output.status.success(), "criu {args:?}\n{tail}\n{pager}");
-    }
-
-    /// Dumps the tree, moves its private pages from the images into a store.
-    fn dump(&mut self) -> Sealed {
-        self.criu(&["dump", "-t", &self.child.id().to_string()]);
-        self.child.wait().unwrap();
-        let store = PageStore::new(units::Bytes(4 << 30)).unwrap();
-        let mut finals = Vec::new();
-        for (number, process) in tree::processes(&self.images()).unwrap().into_iter().enumerate() {
-            self.pids.push(process.pid);
-            let space = SpaceId(number as u32);
-            let vdso = process.vmas.iter().filter(|vma| vma.status & VDSO != 0);
-            let vdso: Vec<_> = vdso.map(|vma| vma.start..vma.end).collect();
-            let present = strip(&self.images(), process.pid, space, &store, |page| {
-                vdso.iter().any(|range| range.contains(&page))
-            });
-            finals.push(FinalSpace { space, image_pid: process.pid, present });
-        }
-        // Their PIDs are free once nobody is left to be reaped.
-        let gone = |pid: &u32| !Path::new(&format!("/proc/{pid}")).exists();
-        wait(|| self.pids.iter().all(gone), "the dumped processes to be reaped");
-        store.seal(&finals).unwrap()
-    }
-
-    fn restore_lazily(&mut self, sealed: Sealed, pause: Duration) -> PagerHandle {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "pager_process", "--nocapture"]).env(PAGER, "1");
-        let mut pager = PagerHandle::spawn_command(&mut command, &self.work()).unwrap();
-        let began = Instant::now();
-        let assembly = assemble(&self.images(), sealed, RestoreMode::Lazy).unwrap();
-        let assembled = began.elapsed();
-        pager.arm(&assembly, FillOptions { pause }).unwrap();
-        let armed = began.elapsed();
-        self.criu(&["restore", "-d", "--lazy-pages"]);
-        println!(
-            "assembled {} lazy and {} eager pages in {assembled:?}, armed at {armed:?}, restored at {:?}",
-            assembly.lazy_pages.0,
-            assembly.eager_pages.0,
-            began.elapsed()
-        );
-        assert!(assembly.lazy_pages.0 > 0);
-        pager
-    }
-
-    fn go(&self) {
-        fs::write(self.dir.path().join("go"), "").unwrap();
-    }
-
-    /// Waits until `count` processes have verified their memory.
-    fn results(&self, count: usize) {
-        wait(|| self.files("result-").len() >= count, "the workload's verdict");
-        for name in self.files("result-") {
-            assert_eq!(fs::read_to_string(self.dir.path().join(&name)).unwrap(), "ok", "{name}");
-        }
-    }
-}
-
-impl Drop for Workload {
-    fn drop(&mut self) {
-        for pid in self.pids.iter().map(|pid| *pid as i32) {
-            // Only what still runs our binary, since PIDs are reused.
-            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            if exe.starts_with(self.dir.path()) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-            }
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn wait(mut condition: impl FnMut() -> bool, what: &str) {
-    // A bound for a hang, not an expectation.
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Takes all pages but those of `keep` out of a process's images, into the store.
-fn strip(
-    images: &Path,
-    pid: u32,
-    space: SpaceId,
-    store: &PageStore,
-    keep: impl Fn(u64) -> bool,
-) -> Vec<PageRange> {
-    let name = images.join(format!("pagemap-{pid}.img"));
-    let bytes = fs::read(&name).unwrap();
-    let mut messages = Messages::of(&bytes, Kind::Pagemap).unwrap();
-    let head: PagemapHead = messages.next_message().unwrap().unwrap();
-    let entries: Vec<PagemapEntry> = messages.rest().unwrap();
-    let pages_name = images.join(format!("pages-{}.img", head.pages_id));
-    let pages = File::open(&pages_name).unwrap();
-    let mut map = file::begin(Kind::Pagemap);
-    file::append(&mut map, &head);
-    let (mut kept, mut present, mut offset) = (Vec::new(), Vec::new(), 0);
-    for entry in entries {
-        assert_eq!(entry.effective_flags() & PE_PRESENT, PE_PRESENT);
-        let mut page = 0;
-        while page < entry.pages() {
-            let count = (entry.pages() - page).min(MAX_CHUNK_PAGES as u64);
-            let address = entry.vaddr + page * PAGE_SIZE as u64;
-            let mut content = vec![0; count as usize * PAGE_SIZE];
-            pages.read_exact_at(&mut content, offset).unwrap();
-            offset += content.len() as u64;
-            page += count;
-            if keep(address) {
-                kept.extend(content);
-                continue;
-            }
-            let start = PageAddr::containing(address);
-            present.push(PageRange { start, count: PageCount(count) });
-            // As a memory source does, zero pages are told apart.
-            let runs = content.chunks(PAGE_SIZE).enumerate().map(|(index, content)| Run {
-                start: PageAddr::from_index(start.index() + index as u64),
-                count: 1,
-                kind: if content.iter().all(|byte| *byte == 0) { RunKind::Zero } else { RunKind::Data },
-            });
-            let runs: Vec<Run> = runs.collect();
-            let data = content.chunks(PAGE_SIZE).zip(&runs).filter(|(_, run)| run.kind == RunKind::Data);
-            let data = Bytes::from(data.flat_map(|(content, _)| content.to_vec()).collect::<Vec<u8>>());
-            let round = Round(u32::from(address.is_multiple_of(1 << 21)));
-            store.put(&PageChunk { space, round, runs, data }).unwrap();
-        }
-        if keep(entry.vaddr) {
-            file::append(&mut map, &entry);
-        }
-    }
-    fs::write(name, map).unwrap();
-    fs::write(pages_name, kept).unwrap();
-    present
-}
-
-fn report(drained: Drained) {
-    println!(
-        "drained: {} pages in {:?} ({}), {} dropped, {} faults",
-        drained.pages.0,
-        drained.time,
-        drained.bytes.per(drained.time),
-        drained.dropped.0,
-        drained.faults
-    );
-    assert_eq!(drained.lost, PageCount(0));
+    lazy_support::pager_if_told();
 }
 
 fn lazily(mode: &str, results: usize, pause: Duration) {
@@ -337,6 +105,50 @@ fn kill_during_the_fill() {
     report(pager.wait_drained().unwrap());
 }
 
+/// CRIU maps at temporary places and moves: until it says that the tasks are about to
+/// run nothing is brought of our own accord, and what somebody waits for is.
+#[test]
+fn a_held_copy_is_served_and_not_filled() {
+    let Some(mut workload) = Workload::start("verify", 64) else { return };
+    let sealed = workload.dump();
+    let mut pager = workload.pager(sealed, Duration::ZERO);
+    let directory = workload.dir.path().to_owned();
+    let path = |name: &str| directory.join(name);
+    let script = format!(
+        "[ \"$CRTOOLS_SCRIPT_ACTION\" = post-restore ] || exit 0\ntouch {dir}/held\nwhile [ -d {dir} -a ! -e {dir}/release ]; do sleep 0.01; done",
+        dir = directory.display()
+    );
+    workload.restore_with(&script);
+    wait(|| path("held").exists(), "the copy to be held");
+    let arena = workload.arena.clone().unwrap();
+    let store = || arena.metadata().unwrap().blocks() * 512;
+    let full = store();
+    // The largest mapping is the memory that the workload knows by heart.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", workload.pids[0])).unwrap();
+    let range = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    };
+    let (start, _) = maps.lines().filter_map(range).max_by_key(|(start, end)| end - start).unwrap();
+    let pid = nix::unistd::Pid::from_raw(workload.pids[0] as i32);
+    for page in [0, 1001, 8002] {
+        let mut content = [0; 4096];
+        let from = RemoteIoVec { base: (start + page * 4096) as usize, len: content.len() };
+        let read = process_vm_readv(pid, &mut [IoSliceMut::new(&mut content)], &[from]).unwrap();
+        assert_eq!(read, content.len());
+        let right = |(at, byte): (usize, &u8)| *byte == (page * 31 + at as u64 * 7 + (page >> 8) + 1) as u8;
+        assert!(content.iter().enumerate().all(right), "page {page}");
+    }
+    assert_eq!(store(), full, "filled before the tasks were about to run");
+    fs::write(path("release"), "").unwrap();
+    assert!(workload.restoring().wait().unwrap().success());
+    pager.wait_restored().unwrap();
+    workload.go();
+    workload.results(1);
+    report(pager.wait_drained().unwrap());
+    assert!(store() < full / 10, "what was brought was not given back");
+}
+
 #[test]
 fn the_pager_survives_its_engine() {
     let Some(mut workload) = Workload::start("verify", 64) else { return };
@@ -350,26 +162,89 @@ fn the_pager_survives_its_engine() {
 fn a_parked_pager_leaves_with_its_engine() {
     let Some(_) = criu() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "pager_process", "--nocapture"]).env(PAGER, "1");
-    let pager = PagerHandle::spawn_command(&mut command, dir.path()).unwrap();
+    let pager = PagerHandle::spawn_command(&mut pager_command(), dir.path()).unwrap();
     let pid = pager.pid();
     drop(pager);
     let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     wait(|| state().is_empty() || state().contains(") Z "), "the parked pager to leave");
 }
 
+/// What the fill costs in time and memory, for a workload that leaves its memory
+/// alone, one that reads it in order, and one that reads here and there.
+///
 /// `cargo test --release -p ferry-engine --test lazy_restore measure -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn measure() {
-    for mebibytes in [64, 256, 1024] {
-        println!("{mebibytes} MiB");
-        let Some(mut workload) = Workload::start("verify", mebibytes) else { return };
+    for (mode, mebibytes, touched) in
+        [("verify", 64, "no"), ("verify", 1024, "no"), ("verify", 1024, "yes"), ("hang", 1024, "yes")]
+    {
+        println!("--- {mode}, {mebibytes} MiB, touched meanwhile: {touched}");
+        let Some(mut workload) = Workload::start(mode, mebibytes) else { return };
         let sealed = workload.dump();
-        let mut pager = workload.restore_lazily(sealed, Duration::ZERO);
+        let mut pager = workload.pager(sealed, Duration::ZERO);
+        let meter = Meter::of(&workload, pager.pid());
+        workload.restore();
+        if touched == "yes" {
+            workload.go();
+        }
         report(pager.wait_drained().unwrap());
+        meter.stop();
         workload.go();
-        workload.results(1);
+        if mode != "hang" {
+            workload.results(1);
+        }
     }
+}
+
+/// Watches what store, workload and pager take together.
+struct Meter {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Meter {
+    fn of(workload: &Workload, pager: u32) -> Meter {
+        let (arena, pids) = (workload.arena.clone().unwrap(), workload.pids.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut peak, mut first, mut last) = ((0, 0, 0), 0, 0);
+            while !told.load(Ordering::Relaxed) {
+                let store = arena.metadata().unwrap().blocks() / 2;
+                let copy: u64 = pids.iter().map(|pid| anonymous(*pid)).sum();
+                let worker: u64 = children(pager).into_iter().map(anonymous).sum();
+                first = first.max(store);
+                last = copy.max(last);
+                peak = peak.max((store + copy + worker, copy, worker));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let (all, copy, worker) = peak;
+            println!(
+                "KiB: store at first {first}, copy at last {last}, peak of all {all} (copy {copy}, worker {worker})"
+            );
+            println!("peak: {:.1} % of the copy's memory", all as f64 * 100.0 / last as f64);
+        });
+        Meter { stop, thread }
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
+/// KiB of anonymous memory in a process.
+fn anonymous(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }

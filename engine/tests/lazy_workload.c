@@ -56,6 +56,109 @@ static void verify_zero(const char *what, unsigned char *at, size_t count) {
     for (size_t i = 0; i < count * PAGE; i++)
         if (at[i]) fail(what, i / PAGE, i % PAGE, at[i]);
 }
+// For "churn": the pages in chunks, each wherever it was moved to, and what each page
+// holds: the salt it was written with, or NOTHING once it was given up.
+enum { CHUNK = 4, NOTHING = -1, STORM = 4096, STORMS = 3 };
+static unsigned char **chunk_at;
+static int *holds;
+static unsigned char *storm_at[STORMS];
+static unsigned char *page_at(size_t p) { return chunk_at[p / CHUNK] + p % CHUNK * PAGE; }
+static void verify_page(const char *what, size_t p) {
+    for (size_t i = 0; i < PAGE; i++) {
+        int zero = holds[p] == NOTHING || (holds[p] == 0 && is_zero(p));
+        unsigned char want = zero ? 0 : byte_of(p, i, (unsigned)holds[p]);
+        if (page_at(p)[i] != want) fail(what, p, i, page_at(p)[i]);
+    }
+}
+static void give_up(size_t from, size_t to) {
+    for (size_t p = from; p < to; p++) holds[p] = NOTHING;
+}
+static void churn_once(unsigned step) {
+    size_t p = (size_t)rand() % pages, chunk = p / CHUNK, first = chunk * CHUNK;
+    size_t end = p + (size_t)rand() % (first + CHUNK - p) + 1;
+    unsigned char *place;
+    switch (rand() % 8) {
+    case 0: case 1: case 2:
+        verify_page("page", p);
+        break;
+    case 3: case 4:
+        for (size_t i = 0; i < PAGE; i++) page_at(p)[i] = byte_of(p, i, step % 100 + 1);
+        holds[p] = (int)(step % 100 + 1);
+        break;
+    case 5:
+        madvise(page_at(p), (end - p) * PAGE, MADV_DONTNEED);
+        give_up(p, end);
+        verify_page("dropped", p);
+        break;
+    case 6:
+        // A chunk of several mappings cannot be moved: some are moved, the others punched.
+        if (chunk % 2) break;
+        place = mmap(NULL, CHUNK * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (mremap(chunk_at[chunk], CHUNK * PAGE, CHUNK * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) != place)
+            fail("mremap", p, 0, 0);
+        chunk_at[chunk] = place;
+        verify_page("moved", p);
+        break;
+    case 7:
+        if (chunk % 2 == 0 || rand() % 8) break;
+        munmap(page_at(p), (end - p) * PAGE);
+        if (mmap(page_at(p), (end - p) * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                 0) == MAP_FAILED)
+            fail("mmap", p, 0, 0);
+        give_up(p, end);
+        break;
+    }
+}
+// For "storm": gives pages of its own up without a pause, and knows what is in each.
+static void *storm(void *arg) {
+    unsigned char *own = arg, held[STORM];
+    unsigned seed = (unsigned)(size_t)arg, step = 0;
+    char path[600];
+    memset(held, 1, sizeof held);
+    snprintf(path, sizeof path, "%s/stop", dir);
+    while (++step % 1024 || access(path, F_OK)) {
+        size_t p = (size_t)rand_r(&seed) % STORM;
+        unsigned char *at = own + p * PAGE;
+        for (size_t i = 0; i < PAGE; i += 511)
+            if (at[i] != held[p]) fail("storm", p, i, at[i]);
+        madvise(at, PAGE, MADV_DONTNEED);
+        held[p] = 0;
+        if (seed & 64) memset(at, held[p] = (unsigned char)(step | 1), PAGE);
+    }
+    return NULL;
+}
+// Changes its mappings in every way, forks, and knows what must be where, until told to stop.
+static void churn(void) {
+    char path[600];
+    int kids = 0, status;
+    pthread_t storms[STORMS];
+    int is_storm = !strcmp(mode, "storm");
+    for (size_t k = 0; is_storm && k < STORMS; k++) pthread_create(&storms[k], NULL, storm, storm_at[k]);
+    snprintf(path, sizeof path, "%s/stop", dir);
+    srand((unsigned)time(NULL));
+    for (unsigned step = 0; access(path, F_OK); step++) {
+        for (int k = 0; k < 8; k++) churn_once(step);
+        nanosleep(&(struct timespec){0, 300000}, NULL);
+        if (step % 128 == 0 && kids < 2) {
+            if (fork() == 0) {
+                for (int k = 0; k < 200; k++) churn_once(step);
+                for (size_t p = 0; p < pages; p++) verify_page("in a child", p);
+                _exit(0);
+            }
+            kids++;
+        }
+        while (kids > 0 && waitpid(-1, &status, WNOHANG) > 0) {
+            if (status) fail("child", step, 0, (unsigned)status);
+            kids--;
+        }
+    }
+    while (kids-- > 0 && wait(&status) > 0)
+        if (status) fail("child", 0, 0, (unsigned)status);
+    for (size_t k = 0; is_storm && k < STORMS; k++) pthread_join(storms[k], NULL);
+    for (size_t p = 0; p < pages; p++) verify_page("at the end", p);
+    result("ok");
+    _exit(0);
+}
 static void wait_go(void) {
     char path[600];
     snprintf(path, sizeof path, "%s/go", dir);
@@ -106,11 +209,15 @@ int main(int argc, char **argv) {
     unsigned char *sealed = mmap(NULL, 32 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     fill(sealed, 0, 32, 4);
     mprotect(sealed, 32 * PAGE, PROT_NONE);
+    unsigned char *own = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(own, 0, 64, 6);
+    madvise(own, 64 * PAGE, MADV_WIPEONFORK);
     unsigned salt = 0;
     int kids = 0;
     if (!strcmp(mode, "tree")) {
         for (int k = 1; k <= 2; k++) {
             if (fork() == 0) {
+                fill(own, 0, 64, 6);
                 fill(big, 0, pages / 4, (unsigned)k * 17);
                 salt = (unsigned)k * 17;
                 kids = -1;
@@ -118,6 +225,13 @@ int main(int argc, char **argv) {
             }
             kids++;
         }
+    }
+    chunk_at = malloc(sizeof *chunk_at * (pages / CHUNK + 1));
+    holds = calloc(pages, sizeof *holds);
+    for (size_t p = 0; p < pages; p += CHUNK) chunk_at[p / CHUNK] = big + p * PAGE;
+    for (size_t k = 0; !strcmp(mode, "storm") && k < STORMS; k++) {
+        storm_at[k] = mmap(NULL, STORM * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        memset(storm_at[k], 1, STORM * PAGE);
     }
     pthread_t thread;
     pthread_create(&thread, NULL, thread_main, NULL);
@@ -128,6 +242,7 @@ int main(int argc, char **argv) {
     wait_go();
 
     if (!strcmp(mode, "exit")) { result("ok"); _exit(0); }
+    if (!strcmp(mode, "churn") || !strcmp(mode, "storm")) churn();
     if (!strcmp(mode, "hang")) for (;;) { (void)*(volatile unsigned char *)(big + (rand() % pages) * PAGE); }
     size_t skip_from = pages, skip_to = pages;
     unsigned char *q = big + pages / 2 * PAGE;
@@ -136,6 +251,7 @@ int main(int argc, char **argv) {
         for (int k = 0; k < 6; k++) {
             if (fork() == 0) {
                 fill(big, pages - pages / 16, pages, (unsigned)k);
+                verify_zero("wiped at the fork", own, 64);
                 verify("forked", big, 0, pages - pages / 16, 0, 0);
                 verify("forked tail", big, pages - pages / 16, pages, 0, (unsigned)k);
                 result("ok");
@@ -180,6 +296,7 @@ int main(int argc, char **argv) {
         verify("big tail", big, skip_to, pages, 0, 0);
     }
     verify_file();
+    verify("kept from children", own, 0, 64, 0, 6);
     verify("locked", locked, 0, 16, 0, 3);
     mprotect(sealed, 32 * PAGE, PROT_READ);
     verify("sealed", sealed, 0, 32, 0, 4);

@@ -170,6 +170,100 @@ fn private_mappings_of_files() {
 }
 
 #[test]
+fn memory_that_cannot_be_tracked_is_sent_where_it_changed() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    workload.send("map u droppable 2000");
+    if !workload.line().starts_with("ok") {
+        println!("skipped: the kernel has no memory that it cannot track (Linux 6.11)");
+        return;
+    }
+    workload.tell("write u 0 1500 1");
+    workload.tell("zero u 1500 100");
+    workload.tell("map a anonymous 100");
+    let (mut source, mut store) = (workload.source(), Store::default());
+    let first = round(&mut source, &mut store, 0);
+    assert!(first.notes.iter().any(|note| note.contains("cannot be tracked")), "{first:?}");
+    assert!(first.data_pages.0 >= 1500 && first.unchanged_pages.0 == 0, "{first:?}");
+    // Nothing, something, back to what it was, to zeroes, and away.
+    let quiet = round(&mut source, &mut store, 1);
+    assert!(quiet.dirty_pages.0 < 50 && quiet.unchanged_pages.0 >= 1600, "{quiet:?}");
+    workload.tell("write u 100 40 2");
+    let changed = round(&mut source, &mut store, 2);
+    assert!((40..90).contains(&changed.dirty_pages.0), "{changed:?}");
+    workload.tell("write u 100 20 1");
+    let back = round(&mut source, &mut store, 3);
+    assert!((20..70).contains(&back.dirty_pages.0), "what it was once is not what was sent last: {back:?}");
+    workload.tell("write u 1550 5 7");
+    workload.tell("zero u 200 5");
+    workload.tell("drop u 300 5");
+    round(&mut source, &mut store, 4);
+    workload.tell("write u 300 5 1");
+    workload.tell("write u 110 3 9");
+    let last = finish_and_compare(&mut source, &mut store, 5, &[workload.pid()]);
+    assert!(last.dirty_pages.0 < 60 && last.unchanged_pages.0 >= 1500, "{last:?}");
+    // A freeze that came to nothing, then another one.
+    workload.tell("write u 110 3 1");
+    let again = finish_and_compare(&mut source, &mut store, 6, &[workload.pid()]);
+    assert!(again.dirty_pages.0 < 60, "{again:?}");
+}
+
+#[test]
+fn memory_that_can_be_tracked_only_sometimes() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    let at = workload.tell("map a anonymous 64");
+    workload.send(&format!("map-at u droppable 64 {at}"));
+    if !workload.line().starts_with("ok") {
+        println!("skipped: the kernel has no memory that it cannot track (Linux 6.11)");
+        return;
+    }
+    let (mut source, mut store) = (workload.source(), Store::default());
+    for turn in 0..4 {
+        // The same content, by turns where it cannot be tracked and where it can.
+        workload.tell("write u 0 64 1");
+        round(&mut source, &mut store, turn * 3);
+        workload.tell(&format!("map-at u anonymous 64 {at}"));
+        workload.tell("write u 0 64 2");
+        round(&mut source, &mut store, turn * 3 + 1);
+        workload.tell("write u 5 3 3");
+        if turn % 2 == 0 {
+            round(&mut source, &mut store, turn * 3 + 2);
+        }
+        workload.tell(&format!("map-at u droppable 64 {at}"));
+    }
+    workload.tell("write u 0 64 1");
+    finish_and_compare(&mut source, &mut store, 20, &[workload.pid()]);
+}
+
+#[test]
+fn a_sink_that_closes_loses_nothing_of_what_cannot_be_tracked() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    workload.send("map u droppable 3000");
+    if !workload.line().starts_with("ok") {
+        println!("skipped: the kernel has no memory that it cannot track (Linux 6.11)");
+        return;
+    }
+    workload.tell("write u 0 3000 1");
+    let (mut source, mut store) = (workload.source(), Store::default());
+    for (number, patience) in [0, 3, 7, 2].into_iter().enumerate() {
+        store.patience = Some(patience);
+        let outcome = source.round(Round(number as u32), &mut store);
+        assert!(outcome.is_err() || number > 2, "{outcome:?}");
+        workload.tell(&format!("scatter u 900 {number}"));
+    }
+    store.patience = None;
+    finish_and_compare(&mut source, &mut store, 4, &[workload.pid()]);
+}
+
+#[test]
 fn transparent_huge_pages() {
     if !can_run() {
         return;

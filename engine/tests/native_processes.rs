@@ -47,6 +47,29 @@ fn children_between_rounds() {
 }
 
 #[test]
+fn a_child_that_cannot_be_followed_is_sent_where_it_changed() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    workload.tell("map a anonymous 3000");
+    workload.tell("write a 0 3000 1");
+    let (mut source, mut store) = (workload.source(), Store::default());
+    round(&mut source, &mut store, 0);
+    let child: i32 = workload.tell("fork-unfollowable").parse().unwrap();
+    wait_until("it has a userfaultfd", || {
+        descriptors(child).iter().any(|(_, link)| link.to_string_lossy().contains("userfaultfd"))
+    });
+    let scan = round(&mut source, &mut store, 1);
+    assert!(scan.notes.iter().any(|note| note.contains("cannot be followed")), "{scan:?}");
+    assert!(scan.dirty_pages.0 > 3000, "all of the child: {scan:?}");
+    let scan = round(&mut source, &mut store, 2);
+    assert!(scan.unchanged_pages.0 > 1500 && scan.dirty_pages.0 < 1500, "{scan:?}");
+    let scan = finish_and_compare(&mut source, &mut store, 3, &[workload.pid(), child]);
+    assert!(scan.unchanged_pages.0 > 1500 && scan.dirty_pages.0 < 1500, "{scan:?}");
+}
+
+#[test]
 fn another_program_is_another_space() {
     if !can_run() {
         return;
@@ -104,6 +127,24 @@ fn a_confined_process_and_a_foreign_one() {
         assert_eq!(descriptors(workload.pid()), before, "{command}");
         workload.tell("write a 5 2 3");
     }
+}
+
+#[test]
+fn memory_that_somebody_follows_is_seen_by_others() {
+    if !can_run() {
+        return;
+    }
+    let mut workload = Workload::commanded();
+    workload.tell("map a anonymous 100");
+    workload.tell("write a 0 100 1");
+    let pid = workload.pid();
+    let served = || Vec::from_iter(ferry_engine::check::served_by_userfaultfd([pid]));
+    assert_eq!(served(), Vec::<i32>::new());
+    let (mut source, mut store) = (workload.source(), Store::default());
+    round(&mut source, &mut store, 0);
+    assert_eq!(served(), vec![pid]);
+    source.disarm();
+    assert_eq!(served(), Vec::<i32>::new());
 }
 
 #[test]
@@ -221,21 +262,31 @@ fn short_lived_children_do_not_fail_a_round() {
     if !can_run() {
         return;
     }
-    let mut shell = std::process::Command::new("/bin/sh")
-        .args(["-c", "while true; do /bin/true; (: ; /bin/true); done"])
-        .spawn()
-        .unwrap();
+    // Ends with the test, however that ends.
+    let script = format!("while [ -d /proc/{} ]; do /bin/true; (: ; /bin/true); done", std::process::id());
+    let shell = std::process::Command::new("/bin/sh").args(["-c", &script]).spawn().unwrap();
+    let mut shell = Ended(shell);
     let mut source =
-        NativeSource::new(Box::new(DescendantSet::of(shell.id() as i32).unwrap()), PathBuf::from(HELPER));
+        NativeSource::new(Box::new(DescendantSet::of(shell.0.id() as i32).unwrap()), PathBuf::from(HELPER));
     let mut store = Store::default();
-    for number in 0..60 {
+    // A shell that waits in vfork takes seconds to be given up: fewer rounds then.
+    let enough = std::time::Instant::now() + Duration::from_secs(20);
+    for number in (0..60).take_while(|number| *number < 3 || std::time::Instant::now() < enough) {
         // A first round may meet a child that cannot be followed at once.
         let _ = source.round(Round(number), &mut store);
         if number > 0 {
             source.round(Round(number + 1000), &mut Counter::default()).unwrap();
         }
     }
-    assert_eq!(shell.try_wait().unwrap(), None, "the shell runs on");
-    let _ = shell.kill();
-    let _ = shell.wait();
+    assert_eq!(shell.0.try_wait().unwrap(), None, "the shell runs on");
+}
+
+/// A process that ends with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -4,8 +4,10 @@
 mod native_support;
 
 use ferry_engine::memory::MemorySource;
+use ferry_engine::sys::inject::{InjectionError, run_injector};
 use ferry_transport::page::Round;
 use native_support::*;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Of this thread: what a busy machine does not lengthen.
@@ -68,4 +70,78 @@ fn costs_per_gib() {
     let started = Instant::now();
     source.disarm();
     println!("disarm: {:?}", started.elapsed());
+}
+
+/// How long a thread stands still, on a quiet machine and on one with three busy
+/// threads a processor.
+#[test]
+fn stops_by_injection() {
+    const INJECTIONS: usize = 200;
+    if !can_run() {
+        return;
+    }
+    let processors = std::thread::available_parallelism().unwrap().get();
+    for busy_threads in [0, 3 * processors] {
+        let mut noise = (busy_threads > 0).then(|| Workload::start(&["spinner", &busy_threads.to_string()]));
+        assert!(noise.as_mut().is_none_or(|noise| noise.line() == "ready"));
+        let mut workload = Workload::start(&["spinner", "2"]);
+        assert_eq!(workload.line(), "ready");
+        let mut stops = Vec::new();
+        while stops.len() < INJECTIONS {
+            match run_injector(Path::new(HELPER), workload.pid()) {
+                Ok(taken) => stops.push(taken.stopped),
+                Err(InjectionError::NotNow(_)) => {}
+                Err(cause) => panic!("{cause}"),
+            }
+        }
+        stops.sort_unstable();
+        let at = |share: usize| stops[(stops.len() - 1) * share / 100];
+        println!(
+            "{INJECTIONS} injections beside {busy_threads} busy threads on {processors} processors: \
+             min {:?}, median {:?}, p90 {:?}, p99 {:?}, max {:?}",
+            at(0),
+            at(50),
+            at(90),
+            at(99),
+            at(100)
+        );
+        let (words, success) = workload.end();
+        assert!(success && words.starts_with("right"), "{words}");
+    }
+}
+
+/// What the freeze costs of memory that the kernel cannot follow, beside memory of
+/// private files, which it can.
+#[test]
+fn costs_of_what_cannot_be_tracked() {
+    const PAGES: usize = 131_072;
+    if !can_run() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len((PAGES * 4096) as u64).unwrap();
+    for kind in [file.path().to_str().unwrap(), "droppable"] {
+        let mut workload = Workload::commanded();
+        workload.send(&format!("map u {kind} {PAGES}"));
+        if !workload.line().starts_with("ok") {
+            println!("skipped: no mapping of kind {kind}");
+            continue;
+        }
+        workload.tell(&format!("write u 0 {PAGES} 1"));
+        let mut source = workload.source();
+        for number in 0..3 {
+            let started = Instant::now();
+            let scan = source.round(Round(number), &mut Counter::default()).unwrap();
+            let (sent, same) = (scan.dirty_pages.0, scan.unchanged_pages.0);
+            println!("{kind}, round {number}: {:?}, {sent} pages sent, {same} unchanged", started.elapsed());
+            workload.tell("write u 1000 500 2");
+        }
+        let freeze = Freeze::tree(&[workload.pid()]);
+        let started = Instant::now();
+        let (scan, _) = source.finish(Round(3), &mut Counter::default()).unwrap();
+        let (sent, same) = (scan.dirty_pages.0, scan.unchanged_pages.0);
+        println!("{kind}, finish: {:?}, {sent} pages sent, {same} unchanged", started.elapsed());
+        assert!(sent < 2000, "of {PAGES} only what changed: {sent}");
+        drop(freeze);
+    }
 }

@@ -62,3 +62,16 @@ fn truncation_is_named() {
     }
     assert_eq!(Messages::of(&map, Kind::Mm).unwrap_err(), FormatError::Magic(Kind::Mm));
 }
+
+#[test]
+fn absurd_counts_are_refused_before_they_are_stored() {
+    // Empty messages, four bytes each: the cheapest way to ask for many.
+    let mut many = file::begin(Kind::Pstree);
+    many.resize(many.len() + 4 * (file::MAX_MESSAGES + 1), 0);
+    let messages = Messages::of(&many, Kind::Pstree).unwrap();
+    assert_eq!(messages.rest::<PstreeEntry>(), Err(FormatError::TooMany));
+    let mut large = file::begin(Kind::Mm);
+    large.extend(u32::MAX.to_le_bytes());
+    let messages = Messages::of(&large, Kind::Mm).unwrap();
+    assert_eq!(messages.rest::<MmEntry>(), Err(FormatError::TooLarge(u32::MAX as usize)));
+}

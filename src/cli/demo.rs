@@ -138,7 +138,9 @@ fn once(options: &Options, strategy: &str) -> Result<Run> {
 
     let probe = Probe::start_in(lab.client(), service, 4, Duration::from_millis(1))?;
     std::thread::sleep(Duration::from_millis(500));
-    let migrated = source.run(Program::new(own).args([
+    // Hosts start programs with a bare environment.
+    let preload = std::env::var("FERRY_PRELOAD").unwrap_or_else(|_| "auto".into());
+    let migrated = source.run(Program::new(own).env("FERRY_PRELOAD", preload).args([
         "migrate".to_owned(),
         format!("pid:{}", workload.pid),
         "--to".into(),

@@ -6,6 +6,7 @@ use crate::exit::End;
 use crate::host;
 use crate::progress::Watch;
 use anyhow::{Context, Result};
+use ferry_engine::check::served_by_userfaultfd;
 use ferry_engine::journal::{self, Side as JournalSide};
 use ferry_engine::memory::ProcessSet;
 use ferry_engine::memory::native::{DescendantSet, NativeSource};
@@ -28,7 +29,7 @@ use nix::fcntl::{Flock, FlockArg};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -98,15 +99,21 @@ pub fn run(options: Options) -> Result<End> {
         recovery::settle(&state, id).with_context(|| format!("what migration {id} left"))?;
     }
     let strategy = registry::parse(&options.strategy)?;
+    let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;
+    // The end of a brownout is soon awaited.
+    let patience = Instant::now() + Duration::from_secs(10);
+    while served_by_userfaultfd(set.processes()?).is_some() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let mut preflight = moved.check(pid);
     if preflight.is_blocked() {
         return refuse(&preflight, options.common.json);
     }
-    let notes = preflight.risks();
+    let mut notes = preflight.risks();
     notes.iter().for_each(|risk| eprintln!("{risk}"));
     let id = MigrationId(rand_id()?);
     let found = host::criu(moved.criu.as_deref())?;
-    let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;
+    notes.extend(found.fallback());
     let smaps_walk = dump_cost::smaps_walk(&set.processes()?);
     let target = ProcessTarget::new(pid, found.criu(), Arc::new(DescendantSet::of(pid)?))?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
@@ -130,7 +137,6 @@ pub fn run(options: Options) -> Result<End> {
     let offer = moved.offer(id, pid, target.describe());
     let plan = SourcePlan {
         hello,
-        offer,
         to: options.to.clone(),
         state: state.clone(),
         images: images.clone(),
@@ -139,7 +145,10 @@ pub fn run(options: Options) -> Result<End> {
         freeze_deadline: options.freeze_deadline,
         doubt_patience: options.doubt_patience,
         // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
-        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us) + smaps_walk,
+        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us)
+            + smaps_walk
+            + found.pinning_cost(offer.memory),
+        offer,
         streams: options.streams as usize,
         tracker: "native".into(),
         environment: Environment::here(&found.version.to_string()),

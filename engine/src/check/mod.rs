@@ -12,6 +12,7 @@ pub mod destination;
 pub mod elf;
 pub mod needs;
 pub mod proc;
+mod served;
 pub mod socket_tables;
 mod source;
 
@@ -19,6 +20,7 @@ pub use ask::{AskError, ask_destination};
 pub use destination::{LazyRestore, LocalFacts, check_destination};
 pub use ferry_transport::wire::finding::{self, Finding, Findings, Force, Forced, Severity, Subject};
 pub use needs::{Needs, describe_needs};
+pub use served::served_by_userfaultfd;
 
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{AddressMove, TcpMode};

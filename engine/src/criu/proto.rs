@@ -53,6 +53,8 @@ pub struct Options {
     pub timeout: Option<u32>,
     #[prost(bool, optional, tag = "48")]
     pub lazy_pages: Option<bool>,
+    #[prost(string, optional, tag = "51")]
+    pub config_file: Option<String>,
     #[prost(bool, optional, tag = "52")]
     pub tcp_close: Option<bool>,
     #[prost(int32, optional, tag = "64")]

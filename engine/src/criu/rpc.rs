@@ -12,6 +12,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use prost::Message;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -81,15 +82,24 @@ pub struct Launch<'a> {
 pub enum PagePayload {
     /// CRIU dumps them.
     Criu,
-    /// They are left out: ferry carries them.
+    /// The preloaded object hides them from CRIU: ferry carries them.
     Ferry,
+    /// CRIU is asked for a lazy dump, keeps most of them in pipes and writes none of
+    /// those: ferry carries them. Where nothing can be preloaded.
+    LazyPages,
 }
+
+/// The descriptor that a lazy dump takes for its connection to whoever fetches
+/// pages: its standard output.
+pub const LAZY_SOCKET: i32 = 1;
 
 /// A CRIU process that waits for a request or an answer.
 #[derive(Debug)]
 pub struct Swrk {
     child: Child,
     socket: OwnedFd,
+    /// The other end of [`LAZY_SOCKET`], on which nothing is ever asked for.
+    _fetches_nothing: Option<UnixStream>,
 }
 
 impl Swrk {
@@ -101,6 +111,15 @@ impl Swrk {
         let mut command = Command::new(launch.criu);
         command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         command.process_group(0);
+        let mut fetches_nothing = None;
+        if launch.pages == PagePayload::LazyPages {
+            // After its last stage CRIU would serve pages until its connection ends.
+            // This one has ended: it goes on at once to remove or resume the tree.
+            let (ours, theirs) = UnixStream::pair()?;
+            ours.shutdown(std::net::Shutdown::Write)?;
+            command.stdout(OwnedFd::from(theirs));
+            fetches_nothing = Some(ours);
+        }
         if let Some(shim) = launch.shim {
             command.env("LD_PRELOAD", shim);
             if let Some(file) = super::shim::kernel_data(shim, launch.criu) {
@@ -109,9 +128,9 @@ impl Swrk {
         }
         match launch.pages {
             PagePayload::Ferry => command.env("FERRY_SHIM", "pages"),
-            PagePayload::Criu => command.env_remove("FERRY_SHIM"),
+            PagePayload::Criu | PagePayload::LazyPages => command.env_remove("FERRY_SHIM"),
         };
-        Ok(Swrk { child: command.spawn()?, socket: ours })
+        Ok(Swrk { child: command.spawn()?, socket: ours, _fetches_nothing: fetches_nothing })
     }
 
     /// CRIU's PID.

@@ -178,7 +178,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
     let found = standing(state, id)?;
     match settlement(&found, || release_trace(work, id), TaskId::is_alive) {
         Settlement::Leave => {
-            // One that died in the brownout: the pager goes on alone, and needs no file.
+            // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !is_served(state, id)? {
                 let _ = std::fs::remove_dir_all(work_directory(work, id));
             }

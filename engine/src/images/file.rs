@@ -18,6 +18,9 @@ pub const MAX_IMAGE: u64 = 512 << 20;
 /// The most bytes of one message in it.
 const MAX_MESSAGE: usize = 128 << 20;
 
+/// The most messages of a file that are decoded: as many as there can be tasks.
+pub const MAX_MESSAGES: usize = 1 << 22;
+
 /// What an image file is about: its second word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -46,6 +49,9 @@ pub enum FormatError {
     /// A message says that it is larger than any real one.
     #[error("a message of {0} bytes")]
     TooLarge(usize),
+    /// It has more messages than any real one.
+    #[error("more than {MAX_MESSAGES} messages")]
+    TooMany,
     /// A message cannot be decoded.
     #[error("message {index}: {cause}")]
     Message {
@@ -103,6 +109,9 @@ impl<'a> Messages<'a> {
     pub fn rest<M: Message + Default>(mut self) -> Result<Vec<M>, FormatError> {
         let mut messages = Vec::new();
         while let Some(message) = self.next_message()? {
+            if messages.len() == MAX_MESSAGES {
+                return Err(FormatError::TooMany);
+            }
             messages.push(message);
         }
         Ok(messages)

@@ -82,6 +82,9 @@ pub struct VmaEntry {
     /// `VMA_*`, CRIU's own classification.
     #[prost(uint32, required, tag = "7")]
     pub status: u32,
+    /// One bit per `MADV_*` that was given and has to be given again.
+    #[prost(uint64, optional, tag = "9")]
+    pub madv: Option<u64>,
 }
 
 /// `pstree_entry`: a process.

@@ -92,6 +92,9 @@ fn process(directory: &Path, entry: &PstreeEntry) -> Result<Option<Process>, Ima
     if leader.task.as_ref().is_some_and(|task| task.task_state == TASK_DEAD) {
         return Ok(None);
     }
+    if entry.threads.len() > file::MAX_MESSAGES {
+        return Err(ImageError::mismatch(pid, format!("{} threads", entry.threads.len())));
+    }
     let mut stack_pages = BTreeSet::new();
     for thread in entry.threads.iter().copied().chain([pid]).collect::<BTreeSet<_>>() {
         let core: CoreEntry = single(directory, &format!("core-{thread}.img"), Kind::Core)?;

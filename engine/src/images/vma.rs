@@ -20,6 +20,8 @@ const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_LOCKED: u32 = 0x2000;
 const MAP_HUGETLB: u32 = 0x40000;
 
+const MADV_WIPEONFORK: u32 = 18;
+
 /// How the pages of a mapping get back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
@@ -40,6 +42,12 @@ impl VmaEntry {
         self.status & STATUS_GUARD != 0
     }
 
+    /// Whether CRIU dumps all of it in any case (`should_dump_entire_vma`): nobody
+    /// else needs to.
+    pub fn is_dumped_whole(&self) -> bool {
+        self.status & (STATUS_VDSO | STATUS_AIO_RING) != 0
+    }
+
     /// How its pages get back in a lazy restore.
     pub fn treatment(&self) -> Treatment {
         let is = |status| self.status & status != 0;
@@ -53,6 +61,9 @@ impl VmaEntry {
         let lazy = self.flags & MAP_ANONYMOUS != 0
             && self.flags & MAP_PRIVATE != 0
             && self.flags & (MAP_LOCKED | MAP_HUGETLB) == 0
+            // CRIU would leave these to a pager too, but a child that is forked before a
+            // page is there must find zeroes, and to a pager it looks like any child.
+            && self.madv.unwrap_or(0) & (1 << MADV_WIPEONFORK) == 0
             // Restored by ways of their own, after or without registration.
             && !is(STATUS_VDSO | STATUS_SHADOW_STACK | STATUS_AIO_RING | STATUS_PLUGIN);
         if lazy { Treatment::Lazy } else { Treatment::EagerAnonymous }

@@ -7,41 +7,46 @@
 //! events are read and applied, no page is on its way. The lock prefers writers,
 //! and background batches are small, so that a fault waits for one batch at most.
 
+use super::ledger::{Ledger, SpaceNumber, Total, Totals};
 use super::pending::{Pending, Piece};
+use super::roll::Family;
 use crate::sys::arena::ArenaMap;
-use crate::sys::uffd_fill::{Event, FaultServer, Filled};
+use crate::sys::twin::Number;
+use crate::sys::uffd_fill::{Event, FaultServer, Filled, LINK};
 use ferry_transport::page::{PAGE_SIZE, PageAddr};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// One background copy: about 50 µs, which is what a fault may have to wait.
 pub(super) const BATCH: u64 = 256 << 10;
 
+/// How many parts of the arena are given back between two batches, and how much of a
+/// large one: about 100 µs each.
+const FREED_AT_ONCE: (usize, u64) = (64, 1 << 20);
+
+/// How many events are served before the fill gets a turn: threads that change
+/// mappings without end would otherwise hold it up without end.
+const EVENTS_AT_ONCE: usize = 256;
+
 /// With a page that is waited for come those of its block.
 const AROUND: u64 = 32 << 10;
-
-/// What became of pages, all spaces together.
-#[derive(Debug, Default)]
-pub(super) struct Totals {
-    pub(super) brought: AtomicU64,
-    pub(super) dropped: AtomicU64,
-    pub(super) lost: AtomicU64,
-    pub(super) faults: AtomicU64,
-}
 
 /// One address space and the descriptor over which it is filled.
 #[derive(Debug)]
 pub(super) struct Space {
     pub(super) pid: u32,
+    pub(super) number: SpaceNumber,
     pub(super) uffd: FaultServer,
     gate: RwLock<()>,
     pending: Mutex<Pending>,
+    /// Parts of the arena (offset, length) that nobody needs any more.
+    idle: Mutex<Vec<(u64, u64)>>,
     gone: AtomicBool,
-    /// Whether others need the same content: set, for the whole family, at a fork.
-    shared: Arc<AtomicBool>,
+    family: Family,
     arena: Arc<ArenaMap>,
-    totals: Arc<Totals>,
+    totals: Totals,
 }
 
 /// How a background step ended.
@@ -55,49 +60,70 @@ pub(super) enum Step {
     Complete,
 }
 
+/// How many of the events that are there were served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// All of them.
+    All,
+    /// So many that it is the fill's turn.
+    Many,
+}
+
 /// What becomes of content that has been brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arena {
     /// Its memory is given back, unless a relative still needs it.
     Release,
-    /// It stays: not worth a call while somebody waits.
+    /// The same, but by a fill thread: somebody waits.
+    Later,
+    /// The caller sees to it.
     Keep,
 }
 
 impl Space {
+    /// A space of this number, which lacks `pending`.
     pub(super) fn new(
-        pid: u32,
+        number: SpaceNumber,
+        (pid, pending, family): (u32, Pending, Family),
         uffd: FaultServer,
-        pending: Pending,
         arena: Arc<ArenaMap>,
-        totals: Arc<Totals>,
+        totals: Totals,
     ) -> Space {
         Space {
             pid,
+            number,
             uffd,
             gate: RwLock::new(()),
             pending: Mutex::new(pending),
+            idle: Mutex::default(),
             gone: AtomicBool::new(false),
-            shared: Arc::default(),
+            family,
             arena,
             totals,
         }
     }
 
-    pub(super) fn is_complete(&self) -> bool {
+    /// Whether no page is missing any more.
+    pub(super) fn is_whole(&self) -> bool {
         self.gone.load(Ordering::Acquire) || self.pending().is_empty()
+    }
+
+    /// Whether, beside that, everything has been given back.
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_whole() && lock(&self.idle).is_empty()
     }
 
     /// Brings one background batch.
     pub(super) fn step(&self) -> io::Result<Step> {
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let freed = self.free_idle()?;
         if self.gone.load(Ordering::Acquire) {
-            return Ok(Step::Complete);
+            return Ok(freed);
         }
-        let Some(batch) = self.pending().take_next(BATCH) else { return Ok(Step::Complete) };
+        let Some(batch) = self.pending().take_next(BATCH) else { return Ok(freed) };
         // A span is freed as a whole, and so may be mapped as a whole: filling its
         // holes costs nothing that lasts.
-        let span = batch.span.filter(|_| !self.shared.load(Ordering::Acquire));
+        let span = batch.span.filter(|_| !self.family.shares());
         let arena = if span.is_some() { Arena::Keep } else { Arena::Release };
         span.iter().for_each(|&(offset, len)| self.arena.populate(offset, len));
         let mut pieces = batch.pieces.iter();
@@ -117,27 +143,76 @@ impl Space {
         Ok(Step::Progress)
     }
 
-    /// Reads and applies what happened; returns the children that were forked.
-    /// Nothing is on its way into the space meanwhile.
-    pub(super) fn serve(&self) -> io::Result<Vec<Space>> {
+    /// Gives idle content back, as much as a batch brings and more calls than faults
+    /// make meanwhile; `Complete` when there was none.
+    fn free_idle(&self) -> io::Result<Step> {
+        let mut step = Step::Complete;
+        for _ in 0..FREED_AT_ONCE.0 {
+            let Some((offset, len)) = lock(&self.idle).pop() else { break };
+            step = Step::Progress;
+            let part = len.min(FREED_AT_ONCE.1);
+            if !self.family.shares() {
+                self.arena.punch(offset, part)?;
+            }
+            if part < len {
+                lock(&self.idle).push((offset + part, len - part));
+                break;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Notes that nobody needs the content of these pieces any more.
+    fn set_idle(&self, pieces: &[Piece]) {
+        // The last part is extended rather than joined by a neighbour: faults come in runs.
+        let mut idle = lock(&self.idle);
+        for piece in pieces {
+            match idle.last_mut() {
+                Some((offset, len)) if *offset + *len == piece.offset => *len += piece.len,
+                _ => idle.push((piece.offset, piece.len)),
+            }
+        }
+    }
+
+    /// Makes one part of these pieces, which have been brought just now, and of what
+    /// lies between them, if that belongs between them in the address space too.
+    fn join_idle<'a>(&self, pieces: impl Iterator<Item = &'a Piece> + Clone) {
+        let distance = |piece: &Piece| piece.address.wrapping_sub(piece.offset);
+        let Some(first) = pieces.clone().next().map(distance) else { return };
+        if pieces.clone().any(|piece| distance(piece) != first) || self.pending().has_moved() {
+            return;
+        }
+        let start = pieces.clone().map(|piece| piece.offset).min().unwrap_or_default();
+        let end = pieces.map(|piece| piece.offset + piece.len).max().unwrap_or_default();
+        let mut idle = lock(&self.idle);
+        while idle.pop_if(|(offset, len)| start <= *offset && *offset + *len <= end).is_some() {}
+        idle.push((start, end - start));
+    }
+
+    /// Reads and applies what happened; adds the children that were forked, also
+    /// when it fails. Nothing is on its way into the space meanwhile.
+    pub(super) fn serve(&self, ledger: &mut Ledger, children: &mut Vec<Space>) -> io::Result<Served> {
         let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let mut children = Vec::new();
-        while let Some(event) = self.uffd.next_event()? {
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = ledger.event(self.number, self.uffd.as_fd())? else { return Ok(Served::All) };
             match event {
-                Event::Fault(address) => self.fault(address)?,
-                Event::Fork(uffd) => children.push(self.child(uffd)),
-                Event::Remap { from, to, len } => self.pending().remap(from, to, len),
-                Event::Remove { start, end } | Event::Unmap { start, end } => {
-                    let dropped = self.pending().take_range(start, end);
-                    let bytes: u64 = dropped.iter().map(|piece| piece.len).sum();
-                    self.count(&self.totals.dropped, bytes);
-                }
+                Event::Fault(address) => self.fault(address).inspect_err(|_| {
+                    // Not forgotten: it faults again.
+                    self.uffd.wake(PageAddr::containing(address).address(), PAGE_SIZE as u64);
+                })?,
+                Event::Fork(number) => children.push(self.child(number, ledger.latest())?),
                 Event::Unknown(kind) => {
                     return Err(io::Error::other(format!("unknown userfaultfd event {kind:#x}")));
                 }
+                change => {
+                    let dropped = self.pending().apply(change);
+                    let bytes: u64 = dropped.iter().map(|piece| piece.len).sum();
+                    self.count(Total::Dropped, bytes);
+                    self.set_idle(&dropped);
+                }
             }
         }
-        Ok(children)
+        Ok(Served::Many)
     }
 
     /// Whether the address space still exists.
@@ -151,12 +226,12 @@ impl Space {
 
     /// Brings the page that is waited for, then the rest of its block.
     fn fault(&self, address: u64) -> io::Result<()> {
-        self.totals.faults.fetch_add(1, Ordering::Relaxed);
+        self.totals.add(Total::Faults, 1);
         let page = PageAddr::containing(address).address();
         let size = PAGE_SIZE as u64;
         let wanted = self.pending().take_within(page, page + size, size);
         let step = match wanted {
-            Some(wanted) => self.bring(wanted, Arena::Keep)?,
+            Some(wanted) => self.bring(wanted, Arena::Later)?,
             None => self.zero(page)?,
         };
         if step != Step::Progress {
@@ -167,11 +242,12 @@ impl Space {
         let block = page / AROUND * AROUND;
         let around = self.pending().take_range(block, block + AROUND);
         let mut all = true;
-        for piece in around {
-            all &= self.bring(piece, Arena::Keep)? == Step::Progress;
+        for &piece in &around {
+            all &= self.bring(piece, Arena::Later)? == Step::Progress;
         }
-        // What still lacks in the block is in no plan, so it is zero.
         if all && !self.pending().has_any(block, block + AROUND) {
+            self.join_idle(wanted.iter().chain(&around));
+            // What still lacks in the block is in no plan, so it is zero.
             for page in (block..block + AROUND).step_by(PAGE_SIZE) {
                 self.zero(page)?;
             }
@@ -207,17 +283,17 @@ impl Space {
             let src = source + (now.offset - piece.offset);
             rest = match self.uffd.copy(now.address, src, now.len) {
                 Ok(Filled::All) => {
-                    self.count(&self.totals.brought, now.len);
+                    self.count(Total::Brought, now.len);
                     None
                 }
                 Ok(Filled::Part(bytes)) => {
-                    self.count(&self.totals.brought, bytes);
+                    self.count(Total::Brought, bytes);
                     now.after(bytes)
                 }
                 Ok(Filled::Exists) => {
                     // Written by the workload since its fork or mapping: newer than ours.
                     self.uffd.wake(now.address, PAGE_SIZE as u64);
-                    self.count(&self.totals.dropped, PAGE_SIZE as u64);
+                    self.count(Total::Dropped, PAGE_SIZE as u64);
                     now.after(PAGE_SIZE as u64)
                 }
                 Ok(Filled::Changing) => {
@@ -240,7 +316,7 @@ impl Space {
                     Some(Piece { len: half.min(now.len), ..now })
                 }
                 Ok(Filled::Unmapped) => {
-                    self.count(&self.totals.lost, now.len);
+                    self.count(Total::Lost, now.len);
                     tracing::error!(pid = self.pid, address = now.address, "no mapping takes this page");
                     None
                 }
@@ -255,8 +331,10 @@ impl Space {
                 }
             };
         }
-        if arena == Arena::Release && whole && !self.shared.load(Ordering::Acquire) {
-            self.arena.punch(piece.offset, piece.len)?;
+        match arena {
+            Arena::Release if whole && !self.family.shares() => self.arena.punch(piece.offset, piece.len)?,
+            Arena::Later if whole => self.set_idle(&[piece]),
+            _ => {}
         }
         Ok(Step::Progress)
     }
@@ -264,32 +342,30 @@ impl Space {
     /// The child lacks exactly what its parent lacks now: copies into the parent
     /// were refused from before its page tables were duplicated until this event
     /// was read.
-    fn child(&self, uffd: FaultServer) -> Space {
-        self.shared.store(true, Ordering::Release);
-        Space {
-            pid: self.pid,
-            uffd,
-            gate: RwLock::new(()),
-            pending: Mutex::new(self.pending().clone()),
-            gone: AtomicBool::new(false),
-            shared: Arc::clone(&self.shared),
-            arena: Arc::clone(&self.arena),
-            totals: Arc::clone(&self.totals),
-        }
+    fn child(&self, number: Number, space: SpaceNumber) -> io::Result<Space> {
+        self.family.grow();
+        let uffd = number.adopt(LINK).ok_or_else(|| io::Error::other("a fork came without a descriptor"))?;
+        let state = (self.pid, self.pending().clone(), self.family.clone());
+        Ok(Space::new(space, state, uffd.into(), Arc::clone(&self.arena), self.totals.clone()))
     }
 
     fn space_gone(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
-            let pages = self.pending().pages();
-            self.totals.dropped.fetch_add(pages, Ordering::Relaxed);
+            let pieces = self.pending().take_range(0, u64::MAX);
+            self.count(Total::Dropped, pieces.iter().map(|piece| piece.len).sum());
+            self.set_idle(&pieces);
         }
     }
 
-    fn count(&self, total: &AtomicU64, bytes: u64) {
-        total.fetch_add(bytes / PAGE_SIZE as u64, Ordering::Relaxed);
+    fn count(&self, total: Total, bytes: u64) {
+        self.totals.add(total, bytes / PAGE_SIZE as u64);
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

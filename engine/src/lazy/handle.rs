@@ -5,7 +5,9 @@ use super::plan::{FillOptions, Plan};
 use super::protocol::{self, Drained, MAX_MESSAGE};
 use crate::images::Assembly;
 use crate::sys::fdpass;
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -27,8 +29,9 @@ pub enum PagerError {
     /// It said so itself.
     #[error("pager: {0}")]
     Failed(String),
-    /// It is gone. Tasks that it had been given lack pages: they are not to be trusted.
-    #[error("the pager died, see {}", log.display())]
+    /// Guardian and worker are gone. Tasks that they had been given lack pages, which
+    /// read as zeroes: they are not to be trusted.
+    #[error("the pager died, both of its processes, see {}", log.display())]
     Died {
         /// Its log.
         log: PathBuf,
@@ -39,7 +42,9 @@ pub enum PagerError {
 /// at its work, and ends any other.
 #[derive(Debug)]
 pub struct PagerHandle {
-    child: Child,
+    pid: u32,
+    /// Until it has been reaped.
+    guardian: Option<Child>,
     control: Option<OwnedFd>,
     listener: Option<UnixListener>,
     log: PathBuf,
@@ -68,7 +73,8 @@ impl PagerHandle {
             .stderr(Stdio::from(log_file))
             .spawn()
             .map_err(failed("start"))?;
-        Ok(PagerHandle { child, control: Some(ours), listener: Some(listener), log })
+        let pid = child.id();
+        Ok(PagerHandle { pid, guardian: Some(child), control: Some(ours), listener: Some(listener), log })
     }
 
     /// Hands over arena and plan. On success CRIU may be started; on failure the
@@ -94,20 +100,26 @@ impl PagerHandle {
         let drained =
             Drained::decode(&message).ok_or_else(|| PagerError::Failed("malformed answer".into()))?;
         // It exits right after this message.
-        let _ = self.child.wait();
+        self.guardian.take().iter_mut().for_each(|guardian| drop(guardian.wait()));
         Ok(drained)
     }
 
     /// Ends the pager. Only once no task depends on it: the restore was never
     /// begun, or what it made has been removed.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.control = None;
+        if let Some(mut guardian) = self.guardian.take() {
+            // Both at once: one alone would be replaced. The guardian leads their group
+            // from before there are two, and its number is ours until it is reaped.
+            let _ = killpg(Pid::from_raw(guardian.id() as i32), Signal::SIGKILL);
+            let _ = guardian.kill();
+            let _ = guardian.wait();
+        }
     }
 
-    /// Its PID, for the journal.
+    /// Its PID, for the journal: the guardian's.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     fn control(&self) -> Result<std::os::fd::BorrowedFd<'_>, PagerError> {
@@ -130,6 +142,9 @@ impl PagerHandle {
                 Some(&protocol::FAILED) => {
                     return Err(PagerError::Failed(String::from_utf8_lossy(&message[8..len]).into_owned()));
                 }
+                Some(&protocol::RENEWED) => {
+                    tracing::warn!(log = %self.log.display(), "the pager was killed; another took over");
+                }
                 _ => {}
             }
         }
@@ -141,7 +156,7 @@ impl Drop for PagerHandle {
         // Without us it ends by itself unless tasks depend on it; only then is
         // there nothing to wait for, and it is init's in the end.
         self.control = None;
-        let _ = self.child.try_wait();
+        self.guardian.iter_mut().for_each(|guardian| drop(guardian.try_wait()));
     }
 }
 

@@ -2,7 +2,8 @@
 //! `criu lazy-pages`.
 //!
 //! It is a process of its own, so that the engine may be killed while the restored
-//! workload still lacks pages: [`PagerHandle::spawn`] starts it before the freeze,
+//! workload still lacks pages, and two once it is armed, so that it may be killed
+//! itself (see `guardian.rs`): [`PagerHandle::spawn`] starts it before the freeze,
 //! [`PagerHandle::arm`] hands it the arena and the plan, CRIU hands it a
 //! userfaultfd per task, and it goes on until every page is in place.
 //!
@@ -10,18 +11,22 @@
 //! engine --(socket, fd 0: arena, plan, listener)--> pager <--(lazy-pages.socket: uffds)-- criu restore
 //! ```
 
+mod crew;
 mod fill;
 pub(crate) mod fuzzing;
+mod guardian;
 mod handle;
+mod ledger;
 mod pending;
 mod plan;
 mod protocol;
+mod roll;
 mod server;
 
+pub use guardian::pager_main;
 pub use handle::{PagerError, PagerHandle};
 pub use plan::FillOptions;
 pub use protocol::Drained;
-pub use server::pager_main;
 
 /// The name of the socket that `criu restore --lazy-pages` connects to, in its
 /// work directory.

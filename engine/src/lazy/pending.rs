@@ -1,8 +1,10 @@
 //! Which pages a space still lacks, by the address where they belong now.
 
 use crate::page_store::{Content, Extent, REGION_BYTES};
-use ferry_transport::page::{PAGE_SIZE, PageRange};
+use crate::sys::uffd_fill::Event;
+use ferry_transport::page::PageRange;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 /// The most pieces of a batch: bounds how long a fault waits for a batch of crumbs.
 const MAX_PIECES: usize = 64;
@@ -65,8 +67,14 @@ impl Pending {
         self.pieces.is_empty()
     }
 
+    /// How many pages are pending, for tests.
     pub(super) fn pages(&self) -> u64 {
-        self.pieces.values().map(|(len, _)| len / PAGE_SIZE as u64).sum()
+        self.pieces.values().map(|(len, _)| len / ferry_transport::page::PAGE_SIZE as u64).sum()
+    }
+
+    /// Whether any page was moved: neighbours in the arena may belong anywhere since.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved
     }
 
     /// Whether any page within `start..end` is pending.
@@ -152,6 +160,30 @@ impl Pending {
         Some(Piece { address: from, len: to - from, offset: offset + (from - at) })
     }
 
+    /// Follows a change of mappings: what is not needed any more.
+    pub(super) fn apply(&mut self, event: Event) -> Vec<Piece> {
+        match event {
+            Event::Remap { from, to, len } => {
+                self.remap(from, to, len);
+                Vec::new()
+            }
+            Event::Remove { start, end } | Event::Unmap { start, end } => self.take_range(start, end),
+            Event::Fault(_) | Event::Fork(_) | Event::Unknown(_) => Vec::new(),
+        }
+    }
+
+    /// Leaves only what has content in these parts of the arena (ascending).
+    pub(super) fn keep_content(&mut self, data: &[Range<u64>]) {
+        let pieces = std::mem::take(&mut self.pieces);
+        for (address, (len, offset)) in pieces {
+            let first = data.partition_point(|part| part.end <= offset);
+            for part in data[first..].iter().take_while(|part| part.start < offset + len) {
+                let (from, to) = (part.start.max(offset), part.end.min(offset + len));
+                self.put(Piece { address: address + (from - offset), len: to - from, offset: from });
+            }
+        }
+    }
+
     /// Follows an `mremap`: what belonged to `from..from+len` belongs to `to..` now.
     pub(super) fn remap(&mut self, from: u64, to: u64, len: u64) {
         self.moved = true;
@@ -168,6 +200,17 @@ mod tests {
     use std::collections::BTreeMap;
 
     const PAGE: u64 = 4096;
+
+    #[test]
+    fn what_is_punched_has_been_brought() {
+        let mut pending = Pending::default();
+        pending.put(Piece { address: 10 * PAGE, len: 10 * PAGE, offset: 100 * PAGE });
+        pending.put(Piece { address: 50 * PAGE, len: PAGE, offset: 200 * PAGE });
+        pending.keep_content(&[0..101 * PAGE, 103 * PAGE..105 * PAGE, 108 * PAGE..150 * PAGE]);
+        let left: Vec<_> = pending.take_range(0, u64::MAX);
+        let pages = |piece: &Piece| (piece.address / PAGE, piece.len / PAGE, piece.offset / PAGE);
+        assert_eq!(left.iter().map(pages).collect::<Vec<_>>(), [(10, 1, 100), (13, 2, 103), (18, 2, 108)]);
+    }
 
     proptest! {
         #[test]

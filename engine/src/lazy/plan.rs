@@ -13,13 +13,14 @@ use crate::sys::arena;
 use ferry_transport::page::{PageAddr, PageRange};
 use ferry_transport::units::PageCount;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ferrypl1");
 
-/// The most bytes of a plan: bounds what the pager reads.
-const MAX_PLAN: u64 = 4 << 30;
+/// How much of a plan is read at once.
+const BLOCK: usize = 1 << 16;
 
 /// How the background fill behaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,39 +41,41 @@ pub(super) struct Plan {
 impl Plan {
     /// Writes the plan of an assembly into a memory file.
     pub(super) fn write(assembly: &Assembly, options: FillOptions) -> io::Result<File> {
-        let mut words = vec![MAGIC, assembly.arena_len, options.pause.as_micros() as u64];
-        words.push(assembly.lazy.len() as u64);
+        // Written as it is made: a plan in memory twice would be felt.
+        let mut file = BufWriter::new(arena::memory_file(c"ferry-plan", 0)?);
+        let mut write = |words: &[u64]| words.iter().try_for_each(|word| file.write_all(&word.to_le_bytes()));
+        write(&[MAGIC, assembly.arena_len, options.pause.as_micros() as u64, assembly.lazy.len() as u64])?;
         for space in &assembly.lazy {
-            words.extend([u64::from(space.pid), space.extents.len() as u64, space.hot.len() as u64]);
+            write(&[u64::from(space.pid), space.extents.len() as u64, space.hot.len() as u64])?;
             for extent in &space.extents {
                 let Content::Arena(offset) = extent.content else {
                     return Err(io::Error::other("a plan lists pages with content only"));
                 };
-                words.extend([extent.pages.start.address(), extent.pages.count.0, offset]);
+                write(&[extent.pages.start.address(), extent.pages.count.0, offset])?;
             }
             for range in &space.hot {
-                words.extend([range.start.address(), range.count.0]);
+                write(&[range.start.address(), range.count.0])?;
             }
         }
-        let mut bytes = Vec::with_capacity(words.len() * 8);
-        words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
-        let mut file = arena::memory_file(c"ferry-plan", 0)?;
-        file.write_all(&bytes)?;
-        Ok(file)
+        Ok(file.into_inner()?)
     }
 
     /// Reads it back.
-    pub(super) fn read(mut file: File) -> io::Result<Plan> {
+    pub(super) fn read(file: &File) -> io::Result<Plan> {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed plan");
-        file.seek(SeekFrom::Start(0))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_PLAN).read_to_end(&mut bytes)?;
-        let mut words = bytes.chunks_exact(8).map(|word| {
+        // By position: the file's own is shared with whoever reads it after us.
+        let mut at = 0;
+        let (mut block, mut words) = (vec![0; BLOCK], 0..0);
+        let mut next = || {
+            if words.is_empty() {
+                words = 0..read_at_most(file, &mut block, at)? / 8;
+                at += words.len() as u64 * 8;
+            }
+            let word = words.next().ok_or_else(malformed)?;
             let mut bytes = [0; 8];
-            bytes.copy_from_slice(word);
-            u64::from_le_bytes(bytes)
-        });
-        let mut next = || words.next().ok_or_else(malformed);
+            bytes.copy_from_slice(&block[word * 8..word * 8 + 8]);
+            Ok::<u64, io::Error>(u64::from_le_bytes(bytes))
+        };
         if next()? != MAGIC {
             return Err(malformed());
         }
@@ -97,6 +100,65 @@ impl Plan {
     }
 }
 
+fn read_at_most(file: &File, block: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut len = 0;
+    while len < block.len() {
+        match file.read_at(&mut block[len..], at + len as u64) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
+
 fn range(address: u64, pages: u64) -> PageRange {
     PageRange { start: PageAddr::containing(address), count: PageCount(pages) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn assembly(extents: u64) -> Assembly {
+        let extent =
+            |n| Extent { pages: range(0x10_0000 + n * 0x2000, 1), content: Content::Arena(n * 4096) };
+        let lazy =
+            LazySpace { pid: 7, extents: (0..extents).map(extent).collect(), hot: vec![range(0x10_0000, 3)] };
+        Assembly {
+            arena: Arc::new(arena::memory_file(c"test", 0).unwrap()),
+            arena_len: extents * 4096,
+            lazy: vec![lazy.clone(), LazySpace { pid: 8, ..lazy }],
+            lazy_pages: PageCount(extents),
+            eager_pages: PageCount(0),
+            ignored_pages: PageCount(0),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        // Of several blocks, with words on both sides of their borders.
+        let (assembly, pause) = (assembly(10_000), Duration::from_micros(5));
+        let file = Plan::write(&assembly, FillOptions { pause }).unwrap();
+        for _ in 0..2 {
+            let plan = Plan::read(&file).unwrap();
+            assert_eq!((plan.arena_len, plan.options.pause), (assembly.arena_len, pause));
+            assert_eq!(plan.spaces.len(), 2);
+            for (space, wrote) in plan.spaces.iter().zip(&assembly.lazy) {
+                assert_eq!((space.pid, &space.extents, &space.hot), (wrote.pid, &wrote.extents, &wrote.hot));
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_that_ends_early_is_refused() {
+        let file = Plan::write(&assembly(10), FillOptions::default()).unwrap();
+        let len = file.metadata().unwrap().len();
+        for len in [0, 8, 20, len / 2, len - 1] {
+            file.set_len(len).unwrap();
+            assert_eq!(Plan::read(&file).unwrap_err().kind(), io::ErrorKind::InvalidData, "{len}");
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub(super) const RESTORED: u64 = 3;
 pub(super) const DRAINED: u64 = 4;
 /// Pager: it cannot go on; text follows.
 pub(super) const FAILED: u64 = 5;
+/// Pager: its worker was killed; another has taken over.
+pub(super) const RENEWED: u64 = 6;
 
 /// The most bytes of a message.
 pub(super) const MAX_MESSAGE: usize = 1024;
@@ -33,6 +35,8 @@ pub struct Drained {
     pub lost: PageCount,
     /// Faults served: how often a thread waited for a page.
     pub faults: u64,
+    /// Workers that were killed on the way.
+    pub killed: u64,
     /// From the first task about to run until the last page was in place.
     pub time: Duration,
 }
@@ -40,17 +44,18 @@ pub struct Drained {
 impl Drained {
     pub(super) fn encode(self) -> Vec<u8> {
         let time = self.time.as_micros() as u64;
-        words(&[DRAINED, self.pages.0, self.dropped.0, self.lost.0, self.faults, time])
+        words(&[DRAINED, self.pages.0, self.dropped.0, self.lost.0, self.faults, self.killed, time])
     }
 
     pub(super) fn decode(message: &[u8]) -> Option<Drained> {
-        let [DRAINED, pages, dropped, lost, faults, time] = parse(message)[..] else { return None };
+        let [DRAINED, pages, dropped, lost, faults, killed, time] = parse(message)[..] else { return None };
         Some(Drained {
             pages: PageCount(pages),
             bytes: PageCount(pages).bytes(),
             dropped: PageCount(dropped),
             lost: PageCount(lost),
             faults,
+            killed,
             time: Duration::from_micros(time),
         })
     }

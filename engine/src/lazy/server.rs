@@ -1,174 +1,152 @@
-//! The pager's main loop: takes the plan from the engine and the userfaultfds from
-//! CRIU, serves faults and events at once, and leaves the rest to fill threads.
+//! The worker's main loop: takes userfaultfds from CRIU, serves faults and events at
+//! once, and leaves the rest to fill threads.
 //!
-//! It exits when every page is in place, or when nothing was or can be entrusted to
-//! it. It never exits on an error while a task lacks pages: the kernel would give
-//! that task zeroes in their place.
+//! It ends when every page is in place, or when nothing was or can be entrusted to
+//! it. It never ends on an error while a task lacks pages. Whatever its predecessor
+//! was at when it was killed, the ledger tells.
 
-use super::fill::{Space, Step, Totals};
-use super::pending::Pending;
-use super::plan::{FillOptions, Plan};
+use super::crew::Crew;
+use super::fill::{Served, Space};
+use super::guardian::Common;
+use super::ledger::{Entry, Ledger, SpaceNumber, Total, Totals};
+use super::plan::Plan;
 use super::protocol::{self, Drained, MAX_MESSAGE};
-use crate::sys::arena::ArenaMap;
-use crate::sys::{fdpass, uffd_fill::FaultServer};
+use super::roll::{self, Arrivals, Member};
+use crate::sys::arena::{self, ArenaMap};
+use crate::sys::fdpass;
+use crate::sys::twin::{self, Number};
+use crate::sys::uffd_fill::LINK;
 use ferry_transport::units::PageCount;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, geteuid, getppid};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-const FILL_THREADS: usize = 2;
-/// "ReSTore Finished": what CRIU sends last, where a PID could be (none is so large).
-const RESTORE_FINISHED: i32 = 0x5253_5446;
-/// How often address spaces are looked after that nobody fills.
+/// How often address spaces are looked after that nobody fills, and the guardian.
 const PROBE: Duration = Duration::from_millis(200);
 
-/// The pager's `main`: everything it needs comes over fd 0. To be called first
-/// thing in a process started by [`super::PagerHandle::spawn`].
-pub fn pager_main() -> ExitCode {
-    let stdin = io::stdin();
-    let control = stdin.as_fd();
-    match run(control) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(control, &error.to_string());
-            ExitCode::FAILURE
-        }
-    }
+/// What the fill threads get after many events.
+const TURN: Duration = Duration::from_micros(50);
+
+/// How a worker's work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Nothing is left to do.
+    Over,
+    /// The guardian is gone. No thread but this one is left, and no descriptor was closed.
+    Orphaned,
 }
 
-fn report(control: BorrowedFd<'_>, text: &str) {
-    eprintln!("ferry pager: {text}");
-    let mut message = protocol::words(&[protocol::FAILED]);
-    message.extend(text.bytes().take(MAX_MESSAGE - 8));
-    // The engine may be gone; the log has it.
-    let _ = fdpass::send(control, &message, &[]);
-}
-
-fn run(control: BorrowedFd<'_>) -> io::Result<()> {
-    detach();
-    let Some((arena, plan, listener)) = parked(control)? else { return Ok(()) };
-    let plan = Plan::read(plan.into())?;
-    let arena = Arc::new(ArenaMap::new(arena, plan.arena_len)?);
-    let totals = Arc::<Totals>::default();
-    let waiting = plan.spaces.iter().map(|space| (space.pid, Pending::new(&space.extents, &space.hot)));
-    let (wake, woken) = UnixStream::pair()?;
-    wake.set_nonblocking(true)?;
-    woken.set_nonblocking(true)?;
-    let mut server = Server {
-        control: Some(control),
-        listener: Some(listener.into()),
-        criu: None,
-        waiting: waiting.collect(),
+/// Works until the end, from wherever the ledger says that things stand.
+pub(super) fn work(common: &Common, guardian: Pid) -> io::Result<End> {
+    let plan = Plan::read(&common.plan)?;
+    let arena = Arc::new(ArenaMap::new(Arc::clone(&common.arena), plan.arena_len)?);
+    let (ledger, entries) = Ledger::open(&common.ledger)?;
+    let mut arrivals = Arrivals::new(&plan);
+    let members = roll::replay(&mut arrivals, &entries);
+    let connection = twin::accepted(&common.listener)?;
+    let spaces = heirs(members, &ledger.totals(), &arena, &plan)?;
+    // From here on nothing is closed by an error, nor when the guardian is gone: the
+    // descriptors are a successor's then.
+    let mut server = ManuallyDrop::new(Server {
+        common,
+        control: Control::Open,
+        criu: match connection {
+            Some(connection) => Criu::Talks(connection),
+            None if entries.is_empty() => Criu::Awaited,
+            None => Criu::Left,
+        },
+        arrivals,
         arena,
-        totals,
-        woken,
-        shared: Arc::new(Shared {
-            spaces: Mutex::default(),
-            stop: AtomicBool::new(false),
-            wake,
-            options: plan.options,
-        }),
-        finished: None,
-        entrusted: false,
-    };
-    fdpass::send(control, &protocol::words(&[protocol::ARMED]), &[])?;
-    server.serve()
-}
-
-/// What happens to the engine's terminal or session is not ours, and of all
-/// processes this is the last that memory pressure should take.
-fn detach() {
-    let _ = nix::unistd::setsid();
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGPIPE]);
-    let _ = signals.thread_block();
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-}
-
-/// Waits to be armed; `None` when the engine left instead.
-fn parked(control: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, OwnedFd, OwnedFd)>> {
-    loop {
-        let mut message = [0; MAX_MESSAGE];
-        let (len, fds) = match fdpass::receive(control, &mut message) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        if len == 0 {
-            return Ok(None);
-        }
-        if protocol::parse(&message[..len]).first() == Some(&protocol::ARM) {
-            let fds: [OwnedFd; 3] =
-                fds.try_into().map_err(|_| io::Error::other("armed without descriptors"))?;
-            let [arena, plan, listener] = fds;
-            return Ok(Some((arena, plan, listener)));
-        }
+        totals: ledger.totals(),
+        is_entrusted: entries.iter().any(|entry| matches!(entry, Entry::Descriptor(_))),
+        ledger,
+        crew: Crew::new(spaces, Arc::clone(&common.wake), plan.options),
+    });
+    let first = entries.is_empty();
+    let word = if first { protocol::ARMED } else { protocol::RENEWED };
+    if !first {
+        server.totals.add(Total::Killed, 1);
     }
+    let _ = fdpass::send(common.control, &protocol::words(&[word]), &[]);
+    server.serve(guardian)
 }
 
-/// What server and fill threads share.
-struct Shared {
-    spaces: Mutex<Vec<Arc<Space>>>,
-    stop: AtomicBool,
-    wake: UnixStream,
-    options: FillOptions,
-}
-
-impl Shared {
-    fn spaces(&self) -> Vec<Arc<Space>> {
-        self.spaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// The spaces that are still open, by their numbers. Who waited for a predecessor to
+/// bring a page is woken, and faults again.
+fn heirs(
+    members: Vec<Option<Member>>,
+    totals: &Totals,
+    arena: &Arc<ArenaMap>,
+    plan: &Plan,
+) -> io::Result<Vec<Arc<Space>>> {
+    let mut spaces = Vec::new();
+    if members.is_empty() {
+        return Ok(spaces);
     }
-
-    /// A fill thread: a batch for each space in turn, until told to stop.
-    fn fill(&self) {
-        while !self.stop.load(Ordering::Acquire) {
-            let mut idle = true;
-            for space in self.spaces() {
-                match space.step() {
-                    Ok(Step::Progress) => idle = false,
-                    Ok(Step::Blocked) => {}
-                    Ok(Step::Complete) => {
-                        // A full pipe wakes as well.
-                        let _ = io::Write::write(&mut &self.wake, &[1]);
-                    }
-                    Err(error) => eprintln!("ferry pager: PID {}: {error}; trying again", space.pid),
-                }
-            }
-            if idle {
-                std::thread::sleep(Duration::from_micros(300));
-            } else if !self.options.pause.is_zero() {
-                std::thread::sleep(self.options.pause);
-            }
+    let data = arena::data(arena.file(), plan.arena_len)?;
+    for (index, member) in members.into_iter().enumerate() {
+        let Some(mut member) = member else { continue };
+        let Some(uffd) = member.number.adopt(LINK) else { continue };
+        member.pending.keep_content(&data);
+        let state = (member.pid, member.pending, member.family);
+        let (arena, totals) = (Arc::clone(arena), totals.clone());
+        let space = Space::new(SpaceNumber(index as u32), state, uffd.into(), arena, totals);
+        if !space.uffd.wake_all() {
+            eprintln!("ferry pager: PID {}: threads that wait for pages cannot be woken", space.pid);
         }
+        spaces.push(Arc::new(space));
     }
+    Ok(spaces)
+}
+
+/// CRIU, at the other end of `lazy-pages.socket`.
+enum Criu {
+    Awaited,
+    Talks(UnixStream),
+    Left,
+}
+
+/// The engine, at the other end of fd 0.
+#[derive(PartialEq, Eq)]
+enum Control {
+    Open,
+    Left,
 }
 
 struct Server<'a> {
-    control: Option<BorrowedFd<'a>>,
-    listener: Option<UnixListener>,
-    criu: Option<UnixStream>,
-    /// What the plan has for tasks that CRIU has not handed over yet.
-    waiting: Vec<(u32, Pending)>,
+    common: &'a Common,
+    control: Control,
+    criu: Criu,
+    arrivals: Arrivals,
     arena: Arc<ArenaMap>,
-    totals: Arc<Totals>,
-    woken: UnixStream,
-    shared: Arc<Shared>,
-    /// When CRIU said that the tasks are about to run.
-    finished: Option<Instant>,
+    totals: Totals,
     /// Whether any task depends on us.
-    entrusted: bool,
+    is_entrusted: bool,
+    ledger: Ledger,
+    crew: Crew,
 }
 
 impl Server<'_> {
-    fn serve(&mut self) -> io::Result<()> {
-        let mut threads = Vec::new();
+    fn serve(&mut self, guardian: Pid) -> io::Result<End> {
         loop {
-            let spaces = self.shared.spaces();
+            if self.arrivals.is_finished() && !self.crew.is_at_work() {
+                self.note_finished()?;
+                self.crew.begin()?;
+            }
+            let spaces = self.crew.spaces();
             let ready = self.wait(&spaces)?;
+            if getppid() != guardian {
+                self.crew.stop();
+                return Ok(End::Orphaned);
+            }
             for (space, ready) in spaces.iter().zip(&ready.spaces) {
                 if *ready {
                     self.events(space);
@@ -176,50 +154,43 @@ impl Server<'_> {
             }
             drop(spaces);
             if ready.woken {
-                let mut bytes = [0; 256];
-                let _ = (&self.woken).read(&mut bytes);
+                let _ = (&*self.common.wake).read(&mut [0; 8]);
             }
-            if ready.control && self.engine_left() && !self.entrusted && self.criu.is_none() {
-                return Ok(());
-            }
-            if ready.listener {
-                self.criu =
-                    self.listener.take().map(|listener| listener.accept()).transpose()?.map(|(c, _)| c);
-            }
-            if ready.criu {
-                self.hear_criu();
-            }
-            if self.finished.is_some() && threads.is_empty() {
-                for _ in 0..FILL_THREADS {
-                    let shared = Arc::clone(&self.shared);
-                    threads.push(std::thread::Builder::new().spawn(move || shared.fill())?);
+            if ready.control {
+                self.hear_engine();
+                let idle = !self.is_entrusted && !matches!(self.criu, Criu::Talks(_));
+                if self.control == Control::Left && idle {
+                    return Ok(End::Over);
                 }
             }
-            if self.finished.is_none() && self.listener.is_none() && self.criu.is_none() {
-                self.shared.spaces().iter().for_each(|space| space.probe());
+            if ready.criu {
+                self.hear_criu()?;
+            }
+            let abandoned = !self.arrivals.is_finished() && matches!(self.criu, Criu::Left);
+            if abandoned {
+                self.crew.spaces().iter().for_each(|space| space.probe());
             }
             self.retire();
-            let over = self.finished.is_some() || (self.listener.is_none() && self.criu.is_none());
-            if over && self.shared.spaces().is_empty() {
+            if (self.arrivals.is_finished() || abandoned) && self.crew.spaces().is_empty() {
                 break;
             }
         }
-        self.shared.stop.store(true, Ordering::Release);
-        threads.into_iter().for_each(|thread| drop(thread.join()));
-        if let (Some(control), Some(_)) = (self.control, self.finished) {
+        self.crew.stop();
+        if self.arrivals.is_finished() {
             // The engine may have left just now.
-            let _ = fdpass::send(control, &self.drained().encode(), &[]);
+            let _ = fdpass::send(self.common.control, &self.drained()?.encode(), &[]);
         }
-        Ok(())
+        Ok(End::Over)
     }
 
     fn wait(&self, spaces: &[Arc<Space>]) -> io::Result<Ready> {
-        let optional = [
-            self.control,
-            self.listener.as_ref().map(AsFd::as_fd),
-            self.criu.as_ref().map(AsFd::as_fd),
-            Some(self.woken.as_fd()),
-        ];
+        let criu = match &self.criu {
+            Criu::Awaited => Some(self.common.listener.as_fd()),
+            Criu::Talks(connection) => Some(connection.as_fd()),
+            Criu::Left => None,
+        };
+        let control = (self.control == Control::Open).then_some(self.common.control);
+        let optional = [control, criu, Some(self.common.wake.as_fd())];
         let descriptors =
             optional.iter().flatten().copied().chain(spaces.iter().map(|space| space.uffd.as_fd()));
         let mut polled: Vec<PollFd<'_>> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
@@ -230,17 +201,18 @@ impl Server<'_> {
         }
         let mut ready = polled.iter().map(|fd| fd.any().unwrap_or(false));
         let mut next = |index: usize| optional[index].is_some() && ready.next().unwrap_or(false);
-        let (control, listener, criu, woken) = (next(0), next(1), next(2), next(3));
-        Ok(Ready { control, listener, criu, woken, spaces: ready.collect() })
+        let (control, criu, woken) = (next(0), next(1), next(2));
+        Ok(Ready { control, criu, woken, spaces: ready.collect() })
     }
 
-    fn events(&self, space: &Arc<Space>) {
-        match space.serve() {
-            Ok(children) if children.is_empty() => {}
-            Ok(children) => {
-                let mut spaces = self.shared.spaces.lock().unwrap_or_else(PoisonError::into_inner);
-                spaces.extend(children.into_iter().map(Arc::new));
-            }
+    fn events(&mut self, space: &Arc<Space>) {
+        let mut children = Vec::new();
+        let served = space.serve(&mut self.ledger, &mut children);
+        self.crew.add(children);
+        match served {
+            Ok(Served::All) => {}
+            // Long enough for the fill threads to take the lock.
+            Ok(Served::Many) => std::thread::sleep(TURN),
             Err(error) => {
                 eprintln!("ferry pager: PID {}: {error}", space.pid);
                 std::thread::sleep(Duration::from_millis(1));
@@ -248,94 +220,113 @@ impl Server<'_> {
         }
     }
 
-    /// Reads the engine's socket; true once nobody is there.
-    fn engine_left(&mut self) -> bool {
-        let Some(control) = self.control else { return true };
-        let mut message = [0; MAX_MESSAGE];
-        match fdpass::receive(control, &mut message) {
-            Ok((0, _)) | Err(_) => {
-                self.control = None;
-                true
-            }
-            Ok(_) => false,
+    /// Reads the engine's socket: only its end says anything.
+    fn hear_engine(&mut self) {
+        match fdpass::receive(self.common.control, &mut [0; MAX_MESSAGE]) {
+            Ok((0, _)) | Err(_) => self.control = Control::Left,
+            Ok(_) => {}
         }
     }
 
-    /// A PID as a 32-bit integer and, unless it is a zombie's (negative), a
-    /// descriptor with one byte; at the end [`RESTORE_FINISHED`].
-    fn hear_criu(&mut self) {
-        let Some(criu) = self.criu.as_ref() else { return };
-        let mut word = [0; 4];
-        let mut stream = criu;
-        if let Err(error) = stream.read_exact(&mut word) {
-            if self.finished.is_none() {
-                eprintln!("ferry pager: CRIU left: {error}");
-            }
-            self.criu = None;
-            return;
-        }
-        match i32::from_ne_bytes(word) {
-            RESTORE_FINISHED => {
-                self.finished = Some(Instant::now());
-                if let Some(control) = self.control {
-                    let _ = fdpass::send(control, &protocol::words(&[protocol::RESTORED]), &[]);
+    fn hear_criu(&mut self) -> io::Result<()> {
+        match &self.criu {
+            Criu::Awaited => {
+                let (connection, _) = self.common.listener.accept()?;
+                // The directory keeps strangers out; this is the second lock.
+                let peer = getsockopt(&connection, PeerCredentials)?;
+                if peer.uid() == geteuid().as_raw() {
+                    self.criu = Criu::Talks(connection);
+                } else {
+                    eprintln!("ferry pager: refused a connection of user {}", peer.uid());
                 }
             }
-            zombie if zombie < 0 => {}
-            pid => match fdpass::receive(criu.as_fd(), &mut [0]) {
-                Ok((1, mut fds)) if fds.len() == 1 => {
-                    let uffd = FaultServer::from(fds.remove(0));
-                    let index = self.waiting.iter().position(|(waiting, _)| *waiting == pid as u32);
-                    let pending = index.map(|index| self.waiting.swap_remove(index).1);
-                    if pending.is_none() {
-                        eprintln!("ferry pager: the plan has nothing for PID {pid}");
-                    }
-                    let (arena, totals) = (Arc::clone(&self.arena), Arc::clone(&self.totals));
-                    let space = Space::new(pid as u32, uffd, pending.unwrap_or_default(), arena, totals);
-                    let mut spaces = self.shared.spaces.lock().unwrap_or_else(PoisonError::into_inner);
-                    spaces.push(Arc::new(space));
-                    self.entrusted = true;
+            Criu::Talks(connection) => {
+                let heard = if self.arrivals.expects_descriptor() {
+                    self.ledger.descriptor(connection.as_fd()).map(|number| self.entrust(number))
+                } else {
+                    self.ledger.word(connection.as_fd()).map(|word| match word {
+                        Some(word) => {
+                            self.arrivals.word(word);
+                            true
+                        }
+                        None => false,
+                    })
+                };
+                let stays = heard.unwrap_or_else(|error| {
+                    eprintln!("ferry pager: CRIU: {error}");
+                    error.kind() == io::ErrorKind::Interrupted
+                });
+                if !stays {
+                    self.criu = Criu::Left;
                 }
-                _ => {
-                    eprintln!("ferry pager: PID {pid} came without a descriptor");
-                    self.criu = None;
-                }
-            },
+            }
+            Criu::Left => {}
         }
+        Ok(())
+    }
+
+    /// The tasks are about to run, or did already under a worker before this one.
+    fn note_finished(&self) -> io::Result<()> {
+        if self.totals.finished_at().load(Ordering::Acquire) == 0 {
+            self.totals.finished_at().store(now()?, Ordering::Release);
+        }
+        let _ = fdpass::send(self.common.control, &protocol::words(&[protocol::RESTORED]), &[]);
+        Ok(())
+    }
+
+    /// Takes a task's userfaultfd; false if it is none.
+    fn entrust(&mut self, number: Number) -> bool {
+        let (pid, pending) = self.arrivals.descriptor();
+        let Some(uffd) = number.adopt(LINK) else {
+            eprintln!("ferry pager: what came for PID {pid} is no userfaultfd");
+            return false;
+        };
+        let state = (pid, pending, roll::Family::default());
+        let (arena, totals) = (Arc::clone(&self.arena), self.totals.clone());
+        self.crew.add([Space::new(self.ledger.latest(), state, uffd.into(), arena, totals)]);
+        self.is_entrusted = true;
+        true
     }
 
     /// Lets go of spaces that lack nothing any more: closing the descriptor leaves
     /// what is missing to the kernel, and it is zero.
-    fn retire(&self) {
-        for space in self.shared.spaces() {
-            let may = self.finished.is_some() || self.criu.is_none();
-            if may && space.is_complete() {
+    fn retire(&mut self) {
+        let may = self.arrivals.is_finished() || matches!(self.criu, Criu::Left);
+        // Before there are fill threads nobody frees the arena.
+        let at_work = self.crew.is_at_work();
+        let is_done = |space: &Space| if at_work { space.is_complete() } else { space.is_whole() };
+        for space in self.crew.spaces() {
+            if may && is_done(&space) {
                 self.events(&space);
-                if space.is_complete() {
-                    let mut spaces = self.shared.spaces.lock().unwrap_or_else(PoisonError::into_inner);
-                    spaces.retain(|other| !Arc::ptr_eq(other, &space));
+                if is_done(&space) {
+                    self.crew.remove(&space);
                 }
             }
         }
     }
 
-    fn drained(&self) -> Drained {
-        let get = |total: &std::sync::atomic::AtomicU64| total.load(Ordering::Relaxed);
-        let pages = PageCount(get(&self.totals.brought));
-        Drained {
+    fn drained(&self) -> io::Result<Drained> {
+        let pages = PageCount(self.totals.get(Total::Brought));
+        let finished_at = self.totals.finished_at().load(Ordering::Acquire);
+        Ok(Drained {
             pages,
             bytes: pages.bytes(),
-            dropped: PageCount(get(&self.totals.dropped)),
-            lost: PageCount(get(&self.totals.lost)),
-            faults: get(&self.totals.faults),
-            time: self.finished.map_or(Duration::ZERO, |finished| finished.elapsed()),
-        }
+            dropped: PageCount(self.totals.get(Total::Dropped)),
+            lost: PageCount(self.totals.get(Total::Lost)),
+            faults: self.totals.get(Total::Faults),
+            killed: self.totals.get(Total::Killed),
+            time: Duration::from_micros(now()?.saturating_sub(finished_at)),
+        })
     }
+}
+
+/// The machine's monotonic clock in µs: the same for every process.
+fn now() -> io::Result<u64> {
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_micros() as u64)
 }
 
 struct Ready {
     control: bool,
-    listener: bool,
     criu: bool,
     woken: bool,
     spaces: Vec<bool>,

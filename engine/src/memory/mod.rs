@@ -48,6 +48,8 @@ pub struct RoundScan {
     pub data_pages: PageCount,
     /// Zero pages, announced to the sink.
     pub zero_pages: PageCount,
+    /// Pages that nobody follows, read and found to be what was last sent of them.
+    pub unchanged_pages: PageCount,
     /// Chunks handed to the sink.
     pub chunks: u64,
     /// How long the longest-stopped process was stopped in this round.
@@ -85,7 +87,8 @@ pub trait MemorySource: Send {
     /// and a later round sends what this one did not.
     fn round(&mut self, round: Round, sink: &mut dyn PageSink) -> Result<RoundScan, MemoryError>;
 
-    /// How many pages a round would send now, without sending or re-protecting.
+    /// How many pages a round would send now, without sending or re-protecting. Of
+    /// pages that nobody follows, this is what the last comparison suggests.
     fn peek(&mut self) -> Result<PageCount, MemoryError>;
 
     /// With every task frozen by the caller: sends what is still dirty and says

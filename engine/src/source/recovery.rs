@@ -229,14 +229,14 @@ mod tests {
     #[test]
     fn a_death_before_committing_leaves_the_workload_running_here() {
         let freezing = SourceRecord::Freezing { tasks: vec![TASK], stopped: vec![] };
-        assert_eq!(told(&[freezing.clone()], false), SourceStanding::Interrupted);
+        assert_eq!(told(std::slice::from_ref(&freezing), false), SourceStanding::Interrupted);
         assert_eq!(told(&[freezing], true), SourceStanding::UnderWay);
     }
 
     #[test]
     fn a_death_after_committing_is_a_doubt_and_names_the_tasks() {
         let holding = SourceRecord::Holding { tasks: vec![TASK] };
-        assert_eq!(told(&[holding.clone()], false), SourceStanding::Interrupted);
+        assert_eq!(told(std::slice::from_ref(&holding), false), SourceStanding::Interrupted);
         let records = [holding, SourceRecord::Committing];
         assert_eq!(told(&records, false), SourceStanding::InDoubt { tasks: vec![TASK] });
     }

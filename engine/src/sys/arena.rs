@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Makes an anonymous memory file of `size` bytes, all of it a hole.
 pub fn memory_file(name: &std::ffi::CStr, size: u64) -> io::Result<File> {
@@ -41,13 +42,34 @@ pub fn punch(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
+/// The parts of the file up to `len` that are no holes, ascending.
+pub fn data(file: &File, len: u64) -> io::Result<Vec<std::ops::Range<u64>>> {
+    use nix::unistd::{Whence, lseek};
+    let mut parts = Vec::new();
+    let mut at = 0i64;
+    while (at as u64) < len {
+        let start = match lseek(file, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(nix::Error::ENXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        if start as u64 >= len {
+            break;
+        }
+        // There is a hole at the end of every file.
+        at = lseek(file, start, Whence::SeekHole)?;
+        parts.push(start as u64..(at as u64).min(len));
+    }
+    Ok(parts)
+}
+
 /// A memory file mapped read-only. Its bytes are never read in this process: only
 /// addresses leave here, for the kernel to copy from.
 #[derive(Debug)]
 pub struct ArenaMap {
     base: NonNull<libc::c_void>,
     len: usize,
-    file: OwnedFd,
+    file: Arc<File>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and this type never
@@ -58,7 +80,7 @@ unsafe impl Sync for ArenaMap {}
 
 impl ArenaMap {
     /// Maps `len` bytes of `file` from its start; no memory is taken by that.
-    pub fn new(file: OwnedFd, len: u64) -> io::Result<ArenaMap> {
+    pub fn new(file: Arc<File>, len: u64) -> io::Result<ArenaMap> {
         let len = usize::try_from(len.max(4096)).map_err(|_| io::ErrorKind::InvalidInput)?;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice cannot overlap
@@ -70,6 +92,11 @@ impl ArenaMap {
         }
         let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(ArenaMap { base, len, file })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// The address in this process of `len` bytes at `offset`; `None` outside the file.

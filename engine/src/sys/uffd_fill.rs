@@ -1,13 +1,21 @@
 //! userfaultfd as CRIU hands it over: pages of another process that are missing
 //! until we bring them, and the events that say how its mappings change.
 
+use super::twin::Number;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
 const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
+
+/// The bytes of one message about an event.
+pub const EVENT_BYTES: usize = 32;
+/// What `/proc/PID/fd` says of such a descriptor.
+pub const LINK: &str = "anon_inode:[userfaultfd]";
+/// No page lies lower (`vm.mmap_min_addr` is at most this by default).
+const LOWEST: u64 = 0x1_0000;
 
 const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
@@ -38,12 +46,12 @@ struct Zero {
 }
 
 /// What a process that we serve did.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A thread waits for the page at this address.
     Fault(u64),
-    /// It forked; this serves the child.
-    Fork(FaultServer),
+    /// It forked; the kernel opened a descriptor that serves the child.
+    Fork(Number),
     /// `len` bytes moved from one address to another.
     Remap {
         /// The old address.
@@ -143,34 +151,35 @@ impl FaultServer {
         Err(io::Error::last_os_error())
     }
 
-    /// The next thing that happened, `None` when nothing did. Reading a
-    /// change of mappings lets the thread that made it go on.
-    pub fn next_event(&self) -> io::Result<Option<Event>> {
-        let mut message = [0u8; 32];
-        match nix::unistd::read(&self.0, &mut message) {
-            Ok(32) => {}
-            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
+    /// Wakes everybody who waits for any page: whoever read their faults is gone, so
+    /// they must fault again. False where no attempt fitted the address space's size.
+    pub fn wake_all(&self) -> bool {
+        // The kernel refuses a range that leaves user space, and how large that is
+        // depends on processor and kernel: the sizes that there are, largest first.
+        [56, 52, 48, 47, 42, 39].iter().any(|bits| {
+            let range = Range { start: LOWEST, len: (1 << bits) - 0x2000 - LOWEST };
+            // SAFETY: UFFDIO_WAKE reads one struct uffdio_range, as laid out here.
+            unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WAKE, &raw const range) == 0 }
+        })
+    }
+}
+
+impl Event {
+    /// Parses what was read from the descriptor.
+    pub fn parse(message: &[u8; EVENT_BYTES]) -> Event {
         let word = |index: usize| {
             let mut bytes = [0u8; 8];
             bytes.copy_from_slice(&message[8 + 8 * index..16 + 8 * index]);
             u64::from_ne_bytes(bytes)
         };
-        Ok(Some(match message[0] {
+        match message[0] {
             EVENT_PAGEFAULT => Event::Fault(word(1)),
-            EVENT_FORK => {
-                let fd = word(0) as u32 as i32;
-                // SAFETY: with this event the kernel installed a new descriptor in
-                // our table and named it here; nobody else knows of it.
-                Event::Fork(FaultServer(unsafe { OwnedFd::from_raw_fd(fd) }))
-            }
+            EVENT_FORK => Event::Fork(Number(word(0) as u32 as i32)),
             EVENT_REMAP => Event::Remap { from: word(0), to: word(1), len: word(2) },
             EVENT_REMOVE => Event::Remove { start: word(0), end: word(1) },
             EVENT_UNMAP => Event::Unmap { start: word(0), end: word(1) },
             other => Event::Unknown(other),
-        }))
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 pub const HELPER: &str = env!("CARGO_BIN_EXE_ferry-engine-helper");
@@ -38,8 +39,12 @@ pub fn can_run() -> bool {
 pub struct Workload {
     child: Child,
     input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+    /// Its lines. Ends when it and all its children have ended.
+    output: Receiver<String>,
 }
+
+/// A bound for a hang, not an expectation.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Workload {
     pub fn start(arguments: &[&str]) -> Workload {
@@ -50,7 +55,9 @@ impl Workload {
             .spawn()
             .expect("the helper starts");
         let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, output) = channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Workload { child, input, output }
     }
 
@@ -65,9 +72,7 @@ impl Workload {
     }
 
     pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("an answer");
-        line.trim_end().to_owned()
+        self.output.recv_timeout(PATIENCE).expect("an answer")
     }
 
     pub fn send(&mut self, command: &str) {
@@ -89,8 +94,12 @@ impl Workload {
     pub fn end(mut self) -> (String, bool) {
         self.input = None;
         let line = self.line();
-        let status = self.child.wait().expect("it ends");
-        (line, status.success())
+        let mut status = None;
+        wait_until("it ends", || {
+            status = self.child.try_wait().expect("it is our child");
+            status.is_some()
+        });
+        (line, status.is_some_and(|status| status.success()))
     }
 
     pub fn source(&self) -> NativeSource {
@@ -207,7 +216,7 @@ impl Drop for Freeze {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        assert!(started.elapsed() < PATIENCE, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -23,8 +23,9 @@ pub struct Surroundings<'a> {
 #[derive(Clone, Debug)]
 enum Deed {
     Say(Say),
-    JournalRestoring,
+    JournalTakingOver,
     TakeAddress,
+    JournalRestoring,
     Build,
     JournalReleased,
     TellCriuToLetGo,
@@ -87,8 +88,9 @@ impl Destination {
             }
             Some(
                 Deed::Say(_)
-                | Deed::JournalRestoring
+                | Deed::JournalTakingOver
                 | Deed::TakeAddress
+                | Deed::JournalRestoring
                 | Deed::Build
                 | Deed::Happens(I::OfferAccepted | I::Assembled)
                 | Deed::Act(A::JournalAccepted | A::SendAccepted | A::JournalPrepared | A::SendReady),
@@ -131,7 +133,7 @@ impl Destination {
             S::Negotiating => vec![Deed::Happens(I::OfferAccepted)],
             S::Assembling => vec![Deed::Happens(I::Assembled)],
             S::Restoring => {
-                vec![Deed::JournalRestoring, Deed::TakeAddress, Deed::Build, Deed::Happens(I::Held)]
+                vec![Deed::JournalRestoring, Deed::Build, Deed::Happens(I::Held)]
             }
             S::Resuming => vec![Deed::JournalReleased, Deed::TellCriuToLetGo],
             S::Brownout => vec![Deed::Happens(I::Drained)],
@@ -153,7 +155,10 @@ impl Destination {
             (DestinationState::Receiving, Heard::Message(Say::RoundEnd)) => {
                 self.todo.push_back(Deed::Say(Say::RoundAcked));
             }
-            (DestinationState::Receiving, Heard::Message(Say::Freezing)) => {}
+            (DestinationState::Receiving, Heard::Message(Say::Freezing)) => {
+                self.todo.push_back(Deed::JournalTakingOver);
+                self.todo.push_back(Deed::TakeAddress);
+            }
             (DestinationState::Receiving, Heard::Message(Say::FinalState)) => {
                 self.todo.push_back(Deed::Say(Say::RoundAcked));
                 self.todo.push_back(Deed::Happens(DestinationInput::FinalStateReceived));
@@ -182,6 +187,7 @@ impl Destination {
     fn perform(&mut self, deed: Deed, around: &mut Surroundings) {
         match deed {
             Deed::Say(say) => around.link.send_to_source(say),
+            Deed::JournalTakingOver => write(around.journal, DestinationRecord::TakingOver),
             Deed::JournalRestoring => {
                 write(around.journal, DestinationRecord::Restoring { pids: vec![20, 21] });
             }

@@ -83,7 +83,7 @@ fn go_on(world: &mut World) {
             world.check();
             turn
         });
-        if moves == [Turn::Idle; 4] {
+        if moves == [Turn::Idle; MOVERS.len()] {
             let failed = [Fault::DestinationFails, Fault::SourceFails].map(|fault| {
                 let turn = world.fault(fault);
                 world.check();
@@ -117,7 +117,7 @@ fn run_in_turn(rounds: u32, faults: &[(usize, Fault)]) -> End {
 }
 
 /// The deeds of a migration of one round, both sides together, and a few more.
-const MOMENTS: usize = 54;
+const MOMENTS: usize = 56;
 
 #[test]
 fn without_a_fault_it_ends_at_the_destination() {
@@ -165,7 +165,7 @@ fn every_pair_of_faults_at_every_two_moments() {
 }
 
 fn mover() -> impl Strategy<Value = Mover> {
-    prop_oneof![4 => Just(Mover::Source), 4 => Just(Mover::Destination), 1 => Just(Mover::Criu), 1 => Just(Mover::Answer)]
+    prop_oneof![4 => Just(Mover::Source), 4 => Just(Mover::Destination), 1 => Just(Mover::Criu), 1 => Just(Mover::Answer), 1 => Just(Mover::Keeper)]
 }
 
 fn fault() -> impl Strategy<Value = Fault> {

@@ -63,7 +63,6 @@ impl Source {
                 target: "a workload".into(),
                 to: "there".into(),
                 engine: ENGINE,
-                // The model's host has the one address that moves.
                 address: None,
                 images: "/nonexistent".into(),
             },
@@ -105,9 +104,9 @@ impl Source {
                 | Deed::Freeze
                 | Deed::TakeAddressOff
                 | Deed::JournalHolding
+                | Deed::JournalCommitting
                 | Deed::Pin(_)
-                | Deed::SeeThatCriuHeldAllAlong
-                | Deed::JournalCommitting,
+                | Deed::SeeThatCriuHeldAllAlong,
             ) => self.happens(SourceInput::Failure("it failed".into())),
             Some(
                 Deed::GiveAddressBack | Deed::CriuLetsGo | Deed::Continue | Deed::Act(_) | Deed::Happens(_),
@@ -192,6 +191,7 @@ impl Source {
                 return Turn::Done;
             }
             (SourceState::Committing, Say::Resumed) => SourceInput::Resumed,
+            // It wrote down Discarded before it said either.
             (SourceState::Committing, Say::NotResumed | Say::Failed) => {
                 SourceInput::NotResumed("it says so".into())
             }
@@ -216,9 +216,7 @@ impl Source {
                 self.happens(SourceInput::Failure("CRIU is gone".into()));
             }
             Deed::Dump => {}
-            Deed::JournalHolding => {
-                write(around.journal, SourceRecord::Holding { tasks: TASKS.to_vec() });
-            }
+            Deed::JournalHolding => write(around.journal, SourceRecord::Holding { tasks: TASKS.to_vec() }),
             Deed::JournalCommitting => write(around.journal, SourceRecord::Committing),
             Deed::Pin(task) => around.host.pin(task),
             Deed::SeeThatCriuHeldAllAlong if around.host.criu != Criu::Holding => {
@@ -236,7 +234,7 @@ impl Source {
     fn act(&mut self, action: SourceAction, around: &mut Surroundings) {
         match action {
             SourceAction::JournalFreezing => {
-                write(around.journal, SourceRecord::Freezing { tasks: TASKS.to_vec(), stopped: Vec::new() })
+                write(around.journal, SourceRecord::Freezing { tasks: TASKS.to_vec(), stopped: Vec::new() });
             }
             SourceAction::SendCommit => around.link.send_to_destination(Say::Commit),
             SourceAction::JournalInDoubt(cause) => write(around.journal, SourceRecord::InDoubt { cause }),

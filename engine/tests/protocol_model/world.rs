@@ -22,9 +22,11 @@ pub enum Mover {
     Criu,
     /// The receiver, answering a source that asks on a link of its own.
     Answer,
+    /// The keeper, which outlives the source's engine and puts right what it left.
+    Keeper,
 }
 
-pub const MOVERS: [Mover; 4] = [Mover::Source, Mover::Destination, Mover::Criu, Mover::Answer];
+pub const MOVERS: [Mover; 5] = [Mover::Source, Mover::Destination, Mover::Criu, Mover::Answer, Mover::Keeper];
 
 /// What can go wrong, at any moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ pub enum Fault {
     CriuFails,
     /// Somebody starts the receiver again.
     RestartReceiver,
-    /// Somebody runs `ferry resolve` at the source, or the keeper sees its engine gone.
+    /// Somebody runs `ferry resolve` at the source.
     Resolve,
 }
 
@@ -124,7 +126,21 @@ impl World {
             }
             Mover::Criu => Turn::Idle,
             Mover::Answer => self.answer(),
+            Mover::Keeper => self.settle_source(),
         }
+    }
+
+    /// What `source::recovery::settle` does: the keeper calls it, `ferry resolve` and
+    /// the next `ferry migrate` too.
+    fn settle_source(&mut self) -> Turn {
+        if self.source_standing() != SourceStanding::Interrupted {
+            return Turn::Idle;
+        }
+        self.source_host.address = Address::Here;
+        self.source_host.continue_tasks();
+        let cause = "its engine died before the commit".to_owned();
+        source::write(&mut self.source_journal, SourceRecord::Aborted { cause });
+        Turn::Done
     }
 
     fn source_turn(&mut self) -> Turn {
@@ -264,12 +280,7 @@ impl World {
     pub fn resolve_source(&mut self) {
         match self.source_standing() {
             SourceStanding::Interrupted => {
-                self.source_host.address = Address::Here;
-                self.source_host.continue_tasks();
-                source::write(
-                    &mut self.source_journal,
-                    SourceRecord::Aborted { cause: "its engine died".into() },
-                );
+                self.settle_source();
             }
             SourceStanding::InDoubt { .. } => {
                 let runs = match self.ask().map(learned) {

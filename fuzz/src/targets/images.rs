@@ -94,7 +94,14 @@ fn directory_files() -> Vec<(&'static str, Vec<u8>)> {
         messages.iter().for_each(|message| file::append(&mut bytes, message));
         bytes
     }
-    let vma = |start: u64, end: u64, status: u32, flags: u32| VmaEntry { start, end, prot: 3, flags, status };
+    let vma = |start: u64, end: u64, status: u32, flags: u32| VmaEntry {
+        start,
+        end,
+        prot: 3,
+        flags,
+        status,
+        madv: None,
+    };
     let core = CoreEntry {
         mtype: 1,
         x86: Some(ThreadInfoX86 { gpregs: RegistersX86 { sp: 0x7ff0_0008 } }),

@@ -39,7 +39,7 @@ pub(super) fn journal_seeds() -> Vec<Vec<u8>> {
             to: "there:4433".into(),
             engine,
             address: None,
-            images: "/run/images".into(),
+            images: "/run/ferry".into(),
         },
         SourceRecord::Freezing { tasks: tasks.clone(), stopped: tasks.clone() },
         SourceRecord::Holding { tasks: tasks.clone() },

@@ -12,9 +12,18 @@ fn main() {
         (Some(ferry_engine::sys::inject::HELPER_VERB), Some(pid)) => {
             ferry_engine::sys::inject::helper_main(&pid)
         }
-        (Some("workload"), None) => workload::serve(),
-        (Some("sleeper"), Some(call)) => workload::sleep_in(&call),
-        (Some("spinner"), Some(threads)) => workload::spin(threads.parse().unwrap_or(1)),
+        (Some("workload"), None) => {
+            sys::end_with_parent(None);
+            workload::serve()
+        }
+        (Some("sleeper"), Some(call)) => {
+            sys::end_with_parent(None);
+            workload::sleep_in(&call)
+        }
+        (Some("spinner"), Some(threads)) => {
+            sys::end_with_parent(None);
+            workload::spin(threads.parse().unwrap_or(1))
+        }
         _ => {
             eprintln!("ferry-engine-helper is started by the engine's tests");
             std::process::exit(2);

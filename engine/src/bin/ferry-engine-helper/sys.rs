@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 const PAGE: usize = 4096;
+/// Linux 6.11; a type of mapping like MAP_PRIVATE.
+const MAP_DROPPABLE: libc::c_int = 0x08;
 
 /// How memory is made.
 pub enum Kind {
@@ -16,6 +18,8 @@ pub enum Kind {
     Huge,
     /// Of the reserved huge pages.
     HugeTlb,
+    /// That the kernel may drop, and cannot follow.
+    Droppable,
     /// A private mapping of a file.
     File(std::fs::File),
 }
@@ -43,6 +47,7 @@ pub fn map(kind: &Kind, pages: usize, at: Option<usize>) -> io::Result<Area> {
         Kind::Reserved => (libc::PROT_NONE, anonymous | libc::MAP_NORESERVE, -1),
         Kind::HugeTlb => (read_write, anonymous | libc::MAP_HUGETLB, -1),
         Kind::File(file) => (read_write, libc::MAP_PRIVATE, file.as_raw_fd()),
+        Kind::Droppable => (read_write, libc::MAP_ANONYMOUS | MAP_DROPPABLE, -1),
     };
     let flags = flags | if at.is_some() { libc::MAP_FIXED } else { 0 };
     let hint = at.unwrap_or(0) as *mut libc::c_void;
@@ -104,18 +109,35 @@ impl Area {
     }
 }
 
+/// Has the kernel kill this process when the thread that started it ends; ends at
+/// once if `parent`, where it is known, has ended by now.
+pub fn end_with_parent(parent: Option<u32>) {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
+        std::process::exit(0);
+    }
+}
+
 /// Forks; what the parent learns is the child's number, what the child, `None`.
 pub fn fork() -> io::Result<Option<i32>> {
+    let parent = std::process::id();
     // SAFETY: the workload forks only while it has one thread.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: plain numbers.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            end_with_parent(Some(parent));
             Ok(None)
         }
         child => Ok(Some(child)),
     }
+}
+
+/// Makes a userfaultfd of this process's own and keeps it: nobody else can follow it.
+pub fn own_userfaultfd() -> io::Result<()> {
+    // SAFETY: plain numbers; the descriptor stays open.
+    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1) };
+    check(made as libc::c_int)
 }
 
 /// Forbids every system call that a simple workload does not need, on pain of death.

@@ -28,6 +28,17 @@ fn fill(words: &mut [u64], seed: u64) {
     words.iter_mut().for_each(|word| *word = noise.next());
 }
 
+fn kind_of(name: &str) -> io::Result<Kind> {
+    Ok(match name {
+        "anonymous" => Kind::Anonymous,
+        "reserved" => Kind::Reserved,
+        "huge" => Kind::Huge,
+        "hugetlb" => Kind::HugeTlb,
+        "droppable" => Kind::Droppable,
+        path => Kind::File(std::fs::File::open(path)?),
+    })
+}
+
 #[derive(Default)]
 struct Workload {
     areas: HashMap<String, Area>,
@@ -64,17 +75,16 @@ impl Workload {
     fn obey(&mut self, words: &[&str]) -> Result<String, Box<dyn Error>> {
         match words {
             ["map", name, kind, pages] => {
-                let kind = match *kind {
-                    "anonymous" => Kind::Anonymous,
-                    "reserved" => Kind::Reserved,
-                    "huge" => Kind::Huge,
-                    "hugetlb" => Kind::HugeTlb,
-                    path => Kind::File(std::fs::File::open(path)?),
-                };
-                let area = sys::map(&kind, pages.parse()?, None)?;
+                let area = sys::map(&kind_of(kind)?, pages.parse()?, None)?;
                 let address = area.address;
                 self.areas.insert((*name).to_owned(), area);
                 return Ok(format!("{address:x}"));
+            }
+            ["map-at", name, kind, pages, at] => {
+                let at = usize::from_str_radix(at, 16)?;
+                let area = sys::map(&kind_of(kind)?, pages.parse()?, Some(at))?;
+                self.areas.retain(|_, area| area.address != at);
+                self.areas.insert((*name).to_owned(), area);
             }
             ["unmap", name] => self.areas.remove(*name).ok_or("no such area")?.unmap()?,
             ["map-again", name] => {
@@ -161,6 +171,14 @@ impl Workload {
                 Some(child) => return Ok(child.to_string()),
                 None => self.write_for_ever(),
             },
+            // A child with a userfaultfd of its own.
+            ["fork-unfollowable"] => match sys::fork()? {
+                Some(child) => return Ok(child.to_string()),
+                None => {
+                    sys::own_userfaultfd()?;
+                    self.write_for_ever()
+                }
+            },
             ["exec"] => {
                 return Err(std::process::Command::new("/proc/self/exe").arg("workload").exec().into());
             }
@@ -199,6 +217,8 @@ pub fn sleep_in(call: &str) {
                 std::thread::sleep(Duration::from_millis(MILLISECONDS as u64));
                 let _ = writer.write_all(b"x");
             }
+            // For a read that began after the last look at `over`, before ours.
+            let _ = writer.write_all(b"x");
         })
     });
     let done = over.clone();

@@ -4,11 +4,18 @@ use super::Report;
 use crate::check::finding::{Force, Severity, Subject};
 use crate::check::proc::fields::Stat;
 use crate::check::proc::tree::{Process, Tree};
+use crate::check::served_by_userfaultfd;
 use ferry_transport::units::Bytes;
 
 pub(super) fn check(tree: &Tree, report: &mut Report) {
     for process in &tree.processes {
         one(process, report);
+        if served_by_userfaultfd([process.pid]).is_some() {
+            let what = "its memory is in the hands of a userfaultfd: the rest of a migration that has just \
+                        arrived here, or another program that follows it";
+            let advice = "try again in a moment";
+            report.add(Severity::Blocks, Force::Final, process, Subject::Process, what, advice);
+        }
     }
 }
 

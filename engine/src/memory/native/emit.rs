@@ -2,6 +2,8 @@
 
 use super::buffers::{BUFFER, Buffer, BufferPool};
 use super::owed::Owed;
+use super::sent::{Fingerprint, SentRecord};
+use super::space::Compared;
 use super::zero::is_zero;
 use crate::memory::{MemoryError, PageSink, RoundScan};
 use crate::sys::process_memory::{MAX_PIECES, MemoryFile, read_pieces};
@@ -31,10 +33,30 @@ pub enum Unreadable {
     IsAnError,
 }
 
+/// Which of the pages that were found are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All: they are known to be dirty.
+    All,
+    /// Those that are not known to be what was last sent: nobody follows them.
+    Changed,
+}
+
+/// What the emitters of a source share.
+#[derive(Default)]
+pub struct Shared {
+    /// Where buffers come from.
+    pub pool: BufferPool,
+    /// What was last sent of pages that nobody follows.
+    pub sent: SentRecord,
+}
+
 /// Part of a mapping, waiting to be read.
+#[derive(Clone)]
 struct Piece {
     range: Range<u64>,
     access: Permission,
+    selection: Selection,
 }
 
 /// Reads the pages of one address space and hands them over.
@@ -44,11 +66,15 @@ pub struct Emitter<'a> {
     round: Round,
     memory: MemoryFile,
     sink: &'a mut dyn PageSink,
-    pool: &'a BufferPool,
+    shared: &'a mut Shared,
     scan: &'a mut RoundScan,
     unreadable: Unreadable,
     buffer: Buffer,
     runs: Vec<Run>,
+    /// Pages in `runs` that were compared, as they will be when they are handed over.
+    compared: Vec<(PageAddr, Fingerprint)>,
+    /// What the comparisons found.
+    outcome: Compared,
     queue: Vec<Piece>,
     queued: usize,
     zero_pages: u64,
@@ -63,7 +89,7 @@ impl<'a> Emitter<'a> {
         space: SpaceId,
         round: Round,
         sink: &'a mut dyn PageSink,
-        pool: &'a BufferPool,
+        shared: &'a mut Shared,
         scan: &'a mut RoundScan,
         unreadable: Unreadable,
     ) -> std::io::Result<Emitter<'a>> {
@@ -74,11 +100,13 @@ impl<'a> Emitter<'a> {
             round,
             memory,
             sink,
-            pool,
+            buffer: shared.pool.take(),
+            shared,
             scan,
             unreadable,
-            buffer: pool.take(),
             runs: Vec::new(),
+            compared: Vec::new(),
+            outcome: Compared::default(),
             queue: Vec::new(),
             queued: 0,
             zero_pages: 0,
@@ -89,6 +117,11 @@ impl<'a> Emitter<'a> {
     /// Notes that these pages were protected but will not be pushed.
     pub fn owe(&mut self, range: Range<u64>) {
         self.owed.add(range);
+    }
+
+    /// What the comparisons found so far.
+    pub fn compared(&self) -> Compared {
+        self.outcome
     }
 
     /// Ends, also after an error: what was pushed and not handed over.
@@ -102,12 +135,17 @@ impl<'a> Emitter<'a> {
 
     /// Takes pages of a mapping. On an error everything of `range` that was not
     /// handed over is owed.
-    pub fn push(&mut self, range: Range<u64>, access: Permission) -> Result<(), MemoryError> {
+    pub fn push(
+        &mut self,
+        range: Range<u64>,
+        access: Permission,
+        selection: Selection,
+    ) -> Result<(), MemoryError> {
         let mut at = range.start;
         while at < range.end {
             let room = BUFFER - self.buffer.filled() - self.queued;
             let length = (room as u64).min(range.end - at);
-            self.queue.push(Piece { range: at..at + length, access });
+            self.queue.push(Piece { range: at..at + length, access, selection });
             self.queued += length as usize;
             at += length;
             let full = self.queued + self.buffer.filled() == BUFFER || self.queue.len() == MAX_PIECES;
@@ -115,6 +153,15 @@ impl<'a> Emitter<'a> {
                 self.owed.add(at..range.end);
                 return Err(cause);
             }
+        }
+        Ok(())
+    }
+
+    /// As [`Emitter::push`], in a round, for pages that nobody follows. Those for
+    /// which the record has no room would have to be sent at the freeze again.
+    pub fn push_ahead(&mut self, range: Range<u64>, access: Permission) -> Result<(), MemoryError> {
+        for part in self.shared.sent.room_in(self.space, &range) {
+            self.push(part, access, Selection::Changed)?;
         }
         Ok(())
     }
@@ -133,7 +180,8 @@ impl<'a> Emitter<'a> {
         let mut rest = &queue[..];
         let outcome = loop {
             let Some(first) = rest.first() else { break Ok(()) };
-            let group = rest.iter().take_while(|piece| piece.access == first.access).count();
+            let alike = |piece: &&Piece| (piece.access, piece.selection) == (first.access, first.selection);
+            let group = rest.iter().take_while(alike).count();
             let (now, later) = rest.split_at(group);
             rest = later;
             let read = match first.access {
@@ -176,11 +224,12 @@ impl<'a> Emitter<'a> {
         for piece in pieces {
             let length = (piece.range.end - piece.range.start) as usize;
             let whole = read.min(length) / PAGE_SIZE * PAGE_SIZE;
-            self.sort_out(piece.range.start, whole, offset);
+            self.sort_out(piece.range.start, whole, offset, piece.selection);
             if whole < length {
                 // Whatever stopped the call here may have stopped it for good:
                 // the rest of this piece and the pieces after it go one by one.
-                self.read_slowly(piece.range.start + whole as u64..piece.range.end, offset + whole)?;
+                let rest = piece.range.start + whole as u64..piece.range.end;
+                self.read_slowly(Piece { range: rest, ..piece.clone() }, offset + whole)?;
                 read = 0;
             } else {
                 read -= length;
@@ -197,9 +246,10 @@ impl<'a> Emitter<'a> {
             let target = &mut self.buffer.bytes_mut()[offset..offset + length];
             let read = self.memory.read_at(piece.range.start, target).map_err(|cause| self.failed(cause))?;
             let whole = read / PAGE_SIZE * PAGE_SIZE;
-            self.sort_out(piece.range.start, whole, offset);
+            self.sort_out(piece.range.start, whole, offset, piece.selection);
             if whole < length {
-                self.read_slowly(piece.range.start + whole as u64..piece.range.end, offset + whole)?;
+                let rest = piece.range.start + whole as u64..piece.range.end;
+                self.read_slowly(Piece { range: rest, ..piece.clone() }, offset + whole)?;
             }
             offset += length;
         }
@@ -209,7 +259,8 @@ impl<'a> Emitter<'a> {
     /// Page by page, through the door that opens whatever exists. In a round, what
     /// fails is owed, and more and more of it without trying: a mapping that is
     /// gone is gone as a whole.
-    fn read_slowly(&mut self, range: Range<u64>, offset: usize) -> Result<(), MemoryError> {
+    fn read_slowly(&mut self, piece: Piece, offset: usize) -> Result<(), MemoryError> {
+        let Piece { range, selection, .. } = piece;
         let mut at = range.start;
         let mut skip = PAGE;
         while at < range.end {
@@ -217,7 +268,7 @@ impl<'a> Emitter<'a> {
             let page = &mut self.buffer.bytes_mut()[position..position + PAGE_SIZE];
             let read = self.memory.read_at(at, page).map_err(|cause| self.failed(cause))?;
             if read == PAGE_SIZE {
-                self.sort_out(at, PAGE_SIZE, position);
+                self.sort_out(at, PAGE_SIZE, position, selection);
                 at += PAGE;
                 skip = PAGE;
             } else if self.unreadable == Unreadable::IsAnError {
@@ -233,17 +284,31 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// Sorts pages that were read to `offset` into content and zeroes.
-    fn sort_out(&mut self, address: u64, length: usize, offset: usize) {
+    /// Sorts pages that were read to `offset` into content and zeroes, and passes
+    /// over what is not selected.
+    fn sort_out(&mut self, address: u64, length: usize, offset: usize, selection: Selection) {
         for at in (0..length).step_by(PAGE_SIZE) {
             let position = offset + at;
             let page = PageAddr::containing(address + at as u64);
-            let kind = if is_zero(&self.buffer.bytes_mut()[position..position + PAGE_SIZE]) {
-                RunKind::Zero
-            } else {
+            let content = &self.buffer.bytes_mut()[position..position + PAGE_SIZE];
+            let kind = if is_zero(content) { RunKind::Zero } else { RunKind::Data };
+            if selection != Selection::All {
+                let content = (kind == RunKind::Data).then_some(content);
+                let fingerprint = self.shared.sent.fingerprint(content);
+                self.outcome.known += PageCount(1);
+                match self.shared.sent.last(self.space, page) {
+                    Some(last) if last == fingerprint => {
+                        self.scan.unchanged_pages += PageCount(1);
+                        continue;
+                    }
+                    Some(_) => self.outcome.changed += PageCount(1),
+                    None => {}
+                }
+                self.compared.push((page, fingerprint));
+            }
+            if kind == RunKind::Data {
                 self.buffer.keep_page(position);
-                RunKind::Data
-            };
+            }
             match self.runs.last_mut() {
                 Some(run) if run.kind == kind && continues(run, page) => run.count += 1,
                 _ => self.runs.push(Run { start: page, count: 1, kind }),
@@ -257,7 +322,7 @@ impl<'a> Emitter<'a> {
             return Ok(());
         }
         self.zero_pages = 0;
-        let data = std::mem::replace(&mut self.buffer, self.pool.take()).freeze();
+        let data = std::mem::replace(&mut self.buffer, self.shared.pool.take()).freeze();
         let chunk =
             PageChunk { space: self.space, round: self.round, runs: std::mem::take(&mut self.runs), data };
         let (data_pages, zero_pages) = (chunk.data_pages(), chunk.zero_pages());
@@ -271,10 +336,19 @@ impl<'a> Emitter<'a> {
         self.scan.zero_pages += zero_pages;
         self.scan.dirty_pages += PageCount(data_pages.0 + zero_pages.0);
         self.scan.chunks += 1;
+        // Only now: the sink has them.
+        for run in runs {
+            let start = run.start.address();
+            self.shared.sent.forget(self.space, start..start + u64::from(run.count) * PAGE);
+        }
+        for (page, fingerprint) in self.compared.drain(..) {
+            self.shared.sent.note(self.space, page, fingerprint);
+        }
         Ok(())
     }
 
     fn owe_runs(&mut self) {
+        self.compared.clear();
         for run in std::mem::take(&mut self.runs) {
             let start = run.start.address();
             self.owed.add(start..start + u64::from(run.count) * PAGE);

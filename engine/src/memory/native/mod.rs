@@ -18,6 +18,8 @@
 //!   anew) is unprotected and thus dirty: forgetting is always on the safe side.
 //! - A page that was protected but could not be handed over is *owed*: it is
 //!   dirty for the next scan, whatever the page table says.
+//! - Pages that the kernel cannot follow are read in every round and at the freeze,
+//!   and sent when they differ from what was last sent of them ([`sent`]).
 //! - Within one round an address is sent at most once, so that the order in
 //!   which chunks arrive does not matter. The sweep only ever goes upwards.
 //! - What exists at the freeze is found then, so it does not matter what was
@@ -27,6 +29,7 @@ mod buffers;
 mod descendants;
 mod emit;
 mod owed;
+mod sent;
 mod source;
 mod space;
 mod sweep;

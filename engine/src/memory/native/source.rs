@@ -1,10 +1,9 @@
 //! The memory source: whole trees, round after round.
 
-use super::buffers::BufferPool;
-use super::emit::{Emitter, Unreadable};
+use super::emit::{Emitter, Shared, Unreadable};
 use super::owed::Owed;
-use super::space::{Age, Identity, Space, Tracking, follow};
-use super::sweep::{Exclusions, Sweep, Untracked, UntrackedMappings};
+use super::space::{Age, Compared, Identity, Space, Tracking, follow};
+use super::sweep::{Exclusions, Sweep, Untracked};
 use crate::memory::{FrozenSpace, MemoryError, MemorySource, PageSink, ProcessSet, RoundScan};
 use crate::sys::inject::InjectionError;
 use crate::sys::pagemap_scan::Scanner;
@@ -31,7 +30,7 @@ pub struct NativeSource {
     next_space: u32,
     scanner: Scanner,
     exclusions: Exclusions,
-    pool: BufferPool,
+    shared: Shared,
 }
 
 /// What a first round does when a process refuses to be followed.
@@ -39,7 +38,7 @@ pub struct NativeSource {
 enum Refusal {
     /// The round fails: another way to follow can still be chosen.
     IsAnError,
-    /// It is noted; the process is read at the freeze.
+    /// It is noted; the process is read and compared in every round.
     IsNoted,
 }
 
@@ -57,7 +56,7 @@ impl NativeSource {
             next_space: 0,
             scanner,
             exclusions,
-            pool: BufferPool::default(),
+            shared: Shared::default(),
         }
     }
 
@@ -95,15 +94,20 @@ impl NativeSource {
             match known {
                 Some(space) if space.is_of(*pid, identity) => self.spaces.push(space),
                 other => {
-                    changed.extend(other.map(|space| space.pid));
+                    if let Some(gone) = other {
+                        self.shared.sent.forget_space(gone.id);
+                        changed.push(gone.pid);
+                    }
                     let id = SpaceId(self.next_space);
                     self.next_space += 1;
                     let (tracking, age, owed) = (Tracking::Pending, Age::Fresh, Owed::default());
-                    self.spaces.push(Space { id, pid: *pid, identity, tracking, age, owed });
+                    let compared = Compared::default();
+                    self.spaces.push(Space { id, pid: *pid, identity, tracking, age, owed, compared });
                 }
             }
         }
         for space in old {
+            self.shared.sent.forget_space(space.id);
             notes.add(format!("process {} exited", space.pid));
         }
         changed
@@ -147,7 +151,9 @@ impl NativeSource {
                         let cause = io::Error::other(why.to_string());
                         return Err(MemoryError::Process { pid, what: "bringing it under tracking", cause });
                     }
-                    notes.add(format!("process {pid} cannot be followed, read at the freeze: {why}"));
+                    notes.add(format!(
+                        "process {pid} cannot be followed; it is read whole, and sent where it changed: {why}"
+                    ));
                     self.spaces[at].tracking = Tracking::Impossible;
                 }
             }
@@ -175,11 +181,11 @@ impl NativeSource {
         let space = &mut self.spaces[at];
         let pid = space.pid;
         let failed = |cause| MemoryError::Process { pid, what: "opening its memory", cause };
-        let (tracking, policy) = match (&space.tracking, round) {
-            (Tracking::Followed(tracking), Round(0)) => (tracking, UntrackedMappings::Send),
-            (Tracking::Followed(tracking), _) => (tracking, UntrackedMappings::Leave),
-            // All of it will have to be sent at the freeze: now it would be for nothing.
-            (Tracking::Pending | Tracking::Impossible, _) => return Ok(()),
+        let tracking = match &space.tracking {
+            Tracking::Followed(tracking) => Some(tracking),
+            Tracking::Impossible => None,
+            // The next round may follow it, and sends all of it then.
+            Tracking::Pending => return Ok(()),
         };
         let owed = std::mem::take(&mut space.owed);
         let mut sweep = match Sweep::of(pid, &mut self.scanner, self.exclusions, owed.clone()) {
@@ -189,7 +195,7 @@ impl NativeSource {
                 return Err(failed(cause));
             }
         };
-        let emitter = Emitter::new(pid, space.id, round, sink, &self.pool, scan, Unreadable::IsOwed);
+        let emitter = Emitter::new(pid, space.id, round, sink, &mut self.shared, scan, Unreadable::IsOwed);
         let mut emitter = match emitter {
             Ok(emitter) => emitter,
             Err(cause) => {
@@ -197,7 +203,8 @@ impl NativeSource {
                 return Err(failed(cause));
             }
         };
-        let (outcome, reached) = sweep.round(tracking, space.age, policy, &mut emitter);
+        let (outcome, reached) = sweep.round(tracking, space.age, &mut emitter);
+        space.compared = emitter.compared();
         space.owed = emitter.into_owed();
         sweep.remaining_owed(reached).for_each(|range| space.owed.add(range));
         space.age = Age::Swept;
@@ -226,8 +233,9 @@ impl NativeSource {
         // Kept: a freeze that fails is followed by another one, or by rounds.
         let owed = space.owed.clone();
         let mut sweep = Sweep::of(pid, &mut self.scanner, self.exclusions, owed).map_err(failed)?;
-        let mut emitter = Emitter::new(pid, space.id, round, sink, &self.pool, scan, Unreadable::IsAnError)
-            .map_err(failed)?;
+        let mut emitter =
+            Emitter::new(pid, space.id, round, sink, &mut self.shared, scan, Unreadable::IsAnError)
+                .map_err(failed)?;
         let present = sweep.finish(tracking, &mut emitter)?;
         scan.scan += sweep.scanning;
         Ok(FrozenSpace { space: space.id, pid, present })
@@ -271,8 +279,12 @@ impl MemorySource for NativeSource {
             let counted = Sweep::of(pid, &mut self.scanner, self.exclusions, owed)
                 .map_err(|cause| MemoryError::Process { pid, what: "opening its memory", cause })
                 .and_then(|mut sweep| sweep.count(tracking));
+            let compared = space.map(|space| space.compared).unwrap_or_default();
             match counted {
-                Ok(count) => pages += count,
+                Ok((dirty, untracked)) => {
+                    pages += dirty;
+                    pages += compared.expected_of(untracked);
+                }
                 Err(MemoryError::Process { cause, .. }) if is_going(pid, &cause) => {}
                 Err(cause) => return Err(cause),
             }
@@ -289,9 +301,11 @@ impl MemorySource for NativeSource {
         let mut notes = Notes::default();
         let live = self.live_processes()?;
         self.match_spaces(&live, &mut notes);
+        // A stop-and-copy follows nothing: then there is nothing to be told.
+        let was_followed = self.spaces.iter().any(|space| space.age == Age::Swept);
         let mut frozen = Vec::with_capacity(self.spaces.len());
         for at in 0..self.spaces.len() {
-            if !matches!(self.spaces[at].tracking, Tracking::Followed(_)) {
+            if was_followed && matches!(self.spaces[at].tracking, Tracking::Pending) {
                 notes.add(format!("process {} was not followed: all of it was sent", self.spaces[at].pid));
             }
             frozen.push(self.finish_space(at, round, sink, &mut scan)?);
@@ -303,6 +317,7 @@ impl MemorySource for NativeSource {
     fn disarm(&mut self) {
         // Closing the descriptors lifts every protection.
         self.spaces.clear();
+        self.shared.sent.clear();
     }
 }
 
@@ -335,7 +350,7 @@ impl Notes {
     fn add_untracked(&mut self, untracked: Untracked) {
         let Some(first) = untracked.first else { return };
         let others = untracked.mappings.saturating_sub(1);
-        self.add(format!("mapping that cannot be tracked, read at the freeze: {first} ({others} more)"));
+        self.add(format!("mapping that cannot be tracked; it is read whole, and sent where it changed: {first} ({others} more)"));
     }
 
     fn lines(mut self) -> Vec<String> {

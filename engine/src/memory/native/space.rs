@@ -5,6 +5,7 @@ use crate::sys::inject::{InjectionError, run_injector};
 use crate::sys::procfs::{numeric_entries, stat};
 use crate::sys::userfaultfd::{SpaceState, WriteTracking};
 use ferry_transport::page::SpaceId;
+use ferry_transport::units::PageCount;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub enum Tracking {
     Followed(WriteTracking),
     /// Not yet: the next round tries again.
     Pending,
-    /// They cannot be: everything is dirty, and read at the freeze.
+    /// They cannot be: all of it is read and compared, each time.
     Impossible,
 }
 
@@ -58,6 +59,25 @@ pub struct Space {
     pub age: Age,
     /// What earlier rounds did not get through.
     pub owed: Owed,
+    /// What the last round found of pages that nobody follows.
+    pub compared: Compared,
+}
+
+/// Pages that were compared with what was last sent of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Compared {
+    /// Those with a record, or with one since.
+    pub known: PageCount,
+    /// Those of them that had changed.
+    pub changed: PageCount,
+}
+
+impl Compared {
+    /// How many of `pages` may be expected to differ the next time: those that are
+    /// not known, and as many as did the last time.
+    pub fn expected_of(self, pages: PageCount) -> PageCount {
+        PageCount((pages.0.saturating_sub(self.known.0) + self.changed.0).min(pages.0))
+    }
 }
 
 impl Space {

@@ -1,6 +1,6 @@
 //! Once upwards through the private mappings of one address space.
 
-use super::emit::Emitter;
+use super::emit::{Emitter, Selection};
 use super::owed::{Owed, Standing};
 use super::space::Age;
 use crate::memory::MemoryError;
@@ -60,15 +60,6 @@ pub struct Untracked {
     pub first: Option<String>,
 }
 
-/// What a sweep does with a mapping that cannot be tracked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UntrackedMappings {
-    /// Sends it.
-    Send,
-    /// Leaves it to the freeze.
-    Leave,
-}
-
 impl<'a> Sweep<'a> {
     /// Of the address space that `pid` runs in now. `owed` is dirty in any case.
     pub fn of(
@@ -116,12 +107,11 @@ impl<'a> Sweep<'a> {
 
     /// Sends what is dirty, protecting it again. With an error, what was not sent
     /// is owed by `emitter` or not yet protected; the second value is how far the
-    /// sweep came.
+    /// sweep came. Of what is not tracked, all that changed is dirty.
     pub fn round(
         &mut self,
-        tracking: &WriteTracking,
+        tracking: Option<&WriteTracking>,
         age: Age,
-        policy: UntrackedMappings,
         emitter: &mut Emitter<'_>,
     ) -> (Result<(), MemoryError>, u64) {
         let mut reached = 0;
@@ -130,7 +120,10 @@ impl<'a> Sweep<'a> {
                 let mapping = mapping?;
                 // Owed parts of this mapping are in the emitter's hands from here.
                 reached = mapping.range.end;
-                self.sweep_mapping(&mapping, tracking, age, policy, emitter)?;
+                match tracking {
+                    Some(tracking) => self.sweep_mapping(&mapping, tracking, age, emitter)?,
+                    None => self.compare(&mapping, mapping.range.clone(), emitter)?,
+                }
             }
             emitter.flush()
         };
@@ -147,7 +140,6 @@ impl<'a> Sweep<'a> {
         mapping: &Mapping,
         tracking: &WriteTracking,
         age: Age,
-        policy: UntrackedMappings,
         emitter: &mut Emitter<'_>,
     ) -> Result<(), MemoryError> {
         let mut at = mapping.range.start;
@@ -186,14 +178,19 @@ impl<'a> Sweep<'a> {
         }
         // Protected by a call that did not tell, perhaps: owed until it is tracked.
         emitter.owe(at..mapping.range.end);
-        match policy {
-            UntrackedMappings::Leave => Ok(()),
-            UntrackedMappings::Send => {
-                match self.send(mapping, at..mapping.range.end, any(), Effect::Look, emitter) {
-                    Ok(()) | Err(Interrupted::Untracked(_)) => Ok(()),
-                    Err(Interrupted::By(cause)) => Err(cause),
-                }
-            }
+        self.compare(mapping, at..mapping.range.end, emitter)
+    }
+
+    /// Sends what changed of a part that is not tracked.
+    fn compare(
+        &mut self,
+        mapping: &Mapping,
+        part: Range<u64>,
+        emitter: &mut Emitter<'_>,
+    ) -> Result<(), MemoryError> {
+        match self.send(mapping, part, any(), Effect::Look, emitter) {
+            Ok(()) | Err(Interrupted::Untracked(_)) => Ok(()),
+            Err(Interrupted::By(cause)) => Err(cause),
         }
     }
 
@@ -265,10 +262,14 @@ impl<'a> Sweep<'a> {
             };
             let mut outcome = Ok(());
             for region in regions {
-                match outcome {
-                    Ok(()) => outcome = emitter.push(region.range(), mapping.read),
-                    Err(_) => emitter.owe(region.range()),
-                }
+                outcome = match (outcome, effect) {
+                    (Ok(()), Effect::Protect) => emitter.push(region.range(), mapping.read, Selection::All),
+                    (Ok(()), Effect::Look) => emitter.push_ahead(region.range(), mapping.read),
+                    (Err(cause), _) => {
+                        emitter.owe(region.range());
+                        Err(cause)
+                    }
+                };
             }
             if let Err(cause) = outcome {
                 self.owe_parts(next..part.end, emitter);
@@ -279,22 +280,27 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    /// How many pages a round would send, changing nothing.
-    pub fn count(&mut self, tracking: Option<&WriteTracking>) -> Result<PageCount, MemoryError> {
-        let mut pages = PageCount(0);
+    /// How many pages a round would send, changing nothing: first those that are
+    /// tracked, then how many are not and would be compared.
+    pub fn count(&mut self, tracking: Option<&WriteTracking>) -> Result<(PageCount, PageCount), MemoryError> {
+        let (mut dirty_pages, mut untracked) = (PageCount(0), PageCount(0));
         for mapping in self.private_mappings()? {
             let mapping = mapping?;
             let none = self.exclusions.for_mapping(&mapping);
             for (part, standing) in self.owed.split(&mapping.range) {
                 let all = if tracking.is_some() { dirty(standing) } else { any() };
-                let query = Query { all, none, any: EXISTS, tell: Categories::WRITTEN };
-                self.look(&part, query, |range, _| {
-                    pages += PageCount((range.end - range.start) / PAGE_SIZE as u64);
+                let query = Query { all, none, any: EXISTS, tell: Categories::TRACKED };
+                self.look(&part, query, |range, categories| {
+                    let pages = PageCount((range.end - range.start) / PAGE_SIZE as u64);
+                    match tracking.is_some() && categories.contains(Categories::TRACKED) {
+                        true => dirty_pages += pages,
+                        false => untracked += pages,
+                    }
                     Ok(())
                 })?;
             }
         }
-        Ok(pages)
+        Ok((dirty_pages, untracked))
     }
 
     /// Frozen: sends what is dirty and says what exists. One scan tells both.
@@ -312,18 +318,18 @@ impl<'a> Sweep<'a> {
             let query = Query { all: any(), none, any: EXISTS, tell };
             self.look(&mapping.range, query, |range, categories| {
                 extend(&mut present, &range);
+                if tracking.is_none() || !categories.contains(Categories::TRACKED) {
+                    return emitter.push(range, mapping.read, Selection::Changed);
+                }
                 // In a file's mapping, what reads as swapped may be a marker that
                 // a dropped copy left behind: only the content tells.
-                let settled = tracking.is_some()
-                    && categories.contains(Categories::TRACKED)
-                    && !categories.contains(Categories::WRITTEN)
-                    && !(mapping.backing == Backing::File && categories.contains(Categories::SWAPPED));
-                if !settled {
-                    return emitter.push(range, mapping.read);
+                let doubtful = mapping.backing == Backing::File && categories.contains(Categories::SWAPPED);
+                if doubtful || categories.contains(Categories::WRITTEN) {
+                    return emitter.push(range, mapping.read, Selection::All);
                 }
                 for (part, standing) in owed.split(&range) {
                     if standing == Standing::Owed {
-                        emitter.push(part, mapping.read)?;
+                        emitter.push(part, mapping.read, Selection::All)?;
                     }
                 }
                 Ok(())

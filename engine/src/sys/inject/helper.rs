@@ -27,6 +27,8 @@ const SEARCHED: u64 = 64 << 20;
 pub fn helper_main(pid: &str) -> ! {
     // Ctrl-C reaches the whole foreground group; nothing may end us half-way.
     let _ = SigSet::all().thread_block();
+    // Nor may the kernel choose us when memory runs out, as far as that can be asked.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     ptrace::prepare_tracer();
     let outcome = match pid.parse() {
         Ok(pid) => take_userfaultfd(pid),
@@ -70,8 +72,8 @@ fn take_from_thread(pid: i32, process: &PidFd, tid: i32, instruction: u64) -> Re
     }
     // Threads may have descriptor tables of their own (`unshare(CLONE_FILES)`).
     let thread = if tid == pid { None } else { PidFd::open(tid, Whose::Thread).ok() };
-    let tracee = Tracee::stop(pid, tid, status.seccomp, instruction)?;
-    let taken = take_descriptor(&tracee, thread.as_ref().unwrap_or(process));
+    let mut tracee = Tracee::stop(pid, tid, status.seccomp, instruction)?;
+    let taken = take_descriptor(&mut tracee, thread.as_ref().unwrap_or(process));
     let stopped = tracee.release()?;
     let descriptor = taken?;
     if !is_userfaultfd(&descriptor) {
@@ -81,7 +83,7 @@ fn take_from_thread(pid: i32, process: &PidFd, tid: i32, instruction: u64) -> Re
 }
 
 /// While the thread stands still.
-fn take_descriptor(tracee: &Tracee, owner: &PidFd) -> Result<OwnedFd, InjectionError> {
+fn take_descriptor(tracee: &mut Tracee, owner: &PidFd) -> Result<OwnedFd, InjectionError> {
     let number = match tracee.call(NR_USERFAULTFD, CREATION_FLAGS)? {
         Ok(number) => number,
         Err(cause) => return Err(InjectionError::Refused(format!("userfaultfd: {cause}"))),

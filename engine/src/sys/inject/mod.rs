@@ -1,17 +1,29 @@
 //! Makes a running process create a userfaultfd and takes it out.
 //!
-//! A short-lived helper process does it, so that `kill -9` of the engine cannot
-//! leave a thread with registers that are not its own:
+//! A short-lived helper process does it, in a process group of its own, so that
+//! `kill -9` of the engine cannot leave a thread with registers that are not its own:
 //!
 //! ```text
 //! engine ── spawn ──► helper: looks for a `syscall` instruction, opens a pidfd
 //!                     helper: PTRACE_SEIZE, PTRACE_INTERRUPT     ┐
-//!                     thread: userfaultfd()                      │ stopped,
-//!                     helper: pidfd_getfd                        │ ~0.2 ms
-//!                     thread: close()                            │
-//!                     helper: registers as before, PTRACE_DETACH ┘
+//!                     thread: userfaultfd()                 ┐    │ stopped,
+//!                     helper: pidfd_getfd                   │    │ ~0.1 ms
+//!                     thread: close()                       │    │
+//!                     helper: registers as before           ┘    │
+//!                     helper: PTRACE_DETACH                      ┘
 //! engine ◄─ SCM_RIGHTS: the descriptor, and how long ── helper
 //! ```
+//!
+//! A thread that does not get a processor at once for its calls is scheduled in real
+//! time until it is let go: on a busy machine it would wait four times over.
+//!
+//! What remains: a helper that is itself killed with SIGKILL inside the inner
+//! bracket (other signals it blocks, and the kernel's own choice when memory runs
+//! out it declines) leaves the thread with registers that are not its own, and the
+//! workload crashes. ptrace offers nothing against it: the kernel lets a thread go,
+//! as it stands, when its tracer is gone, or kills it (`PTRACE_O_EXITKILL`). The
+//! bracket is a few dozen microseconds, once per process, and nobody but an
+//! operator who kills every process of a host, or its whole cgroup, aims there.
 //!
 //! The thread ends in the same place of the kernel in which it was interrupted,
 //! with the same registers: it is the kernel itself that then restarts the
@@ -28,6 +40,7 @@ use message::Outcome;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -75,6 +88,8 @@ pub fn run_injector(helper_exe: &Path, pid: i32) -> Result<Taken, InjectionError
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        // What kills the engine's whole group, as `timeout -k` does, is not for it.
+        .process_group(0)
         .spawn()?;
     let outcome = message::receive(&ours, PATIENCE);
     if matches!(&outcome, Err(cause) if cause.kind() == io::ErrorKind::WouldBlock) {

@@ -5,12 +5,16 @@ use crate::sys::arch::{EnteredFrom, Registers, SYSCALL_INSTRUCTION};
 use crate::sys::process_memory;
 use crate::sys::procfs::status::Seccomp;
 use crate::sys::ptrace::{self, Diversion, Stop};
+use crate::sys::scheduling::{self, Hurried};
 use std::io;
 use std::time::{Duration, Instant};
 
 /// How long a thread may take to stop. Longer means that it sleeps
 /// uninterruptibly, is frozen, or does not get a processor.
 const TO_STOP: Duration = Duration::from_millis(500);
+/// How long an injected call takes at most where the thread has a processor; beyond
+/// it waits for one, tens of milliseconds where others are busy, and is hurried.
+const PROMPT: Duration = Duration::from_micros(150);
 /// How long an injected call may take before we ask again; it never blocks.
 const TO_RETURN: Duration = Duration::from_secs(5);
 /// How long we sleep at most between two looks.
@@ -25,6 +29,8 @@ pub struct Tracee {
     registers: Registers,
     signal_mask: u64,
     since: Instant,
+    /// Whether it goes before all others meanwhile.
+    hurried: Option<Hurried>,
 }
 
 impl Tracee {
@@ -50,7 +56,9 @@ impl Tracee {
         // processor as it would have without us.
         let since = Instant::now();
         match take_state(pid, tid, instruction) {
-            Ok((registers, signal_mask)) => Ok(Tracee { tid, instruction, registers, signal_mask, since }),
+            Ok((registers, signal_mask)) => {
+                Ok(Tracee { tid, instruction, registers, signal_mask, since, hurried: None })
+            }
             Err(why) => {
                 let _ = ptrace::detach(tid, 0);
                 Err(why)
@@ -67,7 +75,7 @@ impl Tracee {
     }
 
     /// Makes the thread execute one system call, which must not block nor use memory.
-    pub fn call(&self, number: u64, argument: u64) -> Result<io::Result<u64>, InjectionError> {
+    pub fn call(&mut self, number: u64, argument: u64) -> Result<io::Result<u64>, InjectionError> {
         let tid = self.tid;
         let failed = |what| move |cause: io::Error| from_ptrace(what, &cause);
         self.registers
@@ -85,7 +93,7 @@ impl Tracee {
         Ok(registers.result())
     }
 
-    fn run(&self, until: Until) -> Result<(), InjectionError> {
+    fn run(&mut self, until: Until) -> Result<(), InjectionError> {
         let tid = self.tid;
         let mut signal = 0;
         loop {
@@ -94,7 +102,7 @@ impl Tracee {
                 Until::Trap => ptrace::resume(tid, signal),
             }
             .map_err(|cause| from_ptrace("PTRACE_CONT", &cause))?;
-            signal = match (wait_patiently(tid)?, until) {
+            signal = match (self.wait_patiently()?, until) {
                 (Stop::Syscall, Until::Entry) => return Ok(()),
                 (Stop::Interrupted | Stop::GroupStop, Until::Trap) => return Ok(()),
                 (Stop::Signal(libc::SIGSTOP), _) => libc::SIGSTOP,
@@ -107,13 +115,35 @@ impl Tracee {
         }
     }
 
+    /// Waits for a stop while the thread has registers that are not its own: it must
+    /// not be given up. A frozen thread answers an interrupt even so.
+    fn wait_patiently(&mut self) -> Result<Stop, InjectionError> {
+        if let Some(stop) = wait(self.tid, Instant::now() + PROMPT)? {
+            return Ok(stop);
+        }
+        if self.hurried.is_none() {
+            self.hurried = scheduling::hurry(self.tid);
+        }
+        for _ in 0..ASKED_AGAIN {
+            if let Some(stop) = wait(self.tid, Instant::now() + TO_RETURN)? {
+                return Ok(stop);
+            }
+            let _ = ptrace::interrupt(self.tid);
+        }
+        let tid = self.tid;
+        Err(InjectionError::Refused(format!("thread {tid} did not come back from a system call")))
+    }
+
     /// Puts everything back and lets the thread go; how long it stood still.
     pub fn release(self) -> Result<Duration, InjectionError> {
         let failed = |what| move |cause: io::Error| from_ptrace(what, &cause);
         self.registers.write(self.tid).map_err(failed("PTRACE_SETREGSET"))?;
         ptrace::set_signal_mask(self.tid, self.signal_mask).map_err(failed("PTRACE_SETSIGMASK"))?;
+        let put_back = self.hurried.map_or(Ok(()), Hurried::put_back);
         ptrace::detach(self.tid, 0).map_err(failed("PTRACE_DETACH"))?;
-        Ok(self.since.elapsed())
+        let stopped = self.since.elapsed();
+        put_back.map_err(failed("sched_setattr"))?;
+        Ok(stopped)
     }
 }
 
@@ -187,18 +217,6 @@ fn wait_for_trap(tid: i32, patience: Duration) -> Result<(), InjectionError> {
         };
         ptrace::resume(tid, signal).map_err(|cause| from_ptrace("PTRACE_CONT", &cause))?;
     }
-}
-
-/// Waits for a stop while the thread has registers that are not its own: it must
-/// not be given up. A frozen thread answers an interrupt even so.
-fn wait_patiently(tid: i32) -> Result<Stop, InjectionError> {
-    for _ in 0..ASKED_AGAIN {
-        if let Some(stop) = wait(tid, Instant::now() + TO_RETURN)? {
-            return Ok(stop);
-        }
-        let _ = ptrace::interrupt(tid);
-    }
-    Err(InjectionError::Refused(format!("thread {tid} did not come back from a system call")))
 }
 
 fn wait(tid: i32, deadline: Instant) -> Result<Option<Stop>, InjectionError> {

@@ -1,8 +1,7 @@
 //! The source's side: freeze, dump, hold.
 
 use super::lock::NetworkLock;
-use super::payload::verify_left_out;
-use super::{Criu, common_options, complain, failed};
+use super::{Criu, common_options, complain, failed, payload};
 use crate::criu::rpc::{PagePayload, Reached, Swrk};
 use crate::journal::TaskId;
 use crate::memory::ProcessSet;
@@ -35,7 +34,7 @@ impl ProcessTarget {
     /// The tree below `root`, as `processes` lists it.
     pub fn new(root: i32, criu: Criu, processes: Arc<dyn ProcessSet>) -> std::io::Result<ProcessTarget> {
         let name = stat::of(root)?.name;
-        let pages = if criu.shim.is_some() { PagePayload::Ferry } else { PagePayload::Criu };
+        let pages = if criu.shim.is_some() { PagePayload::Ferry } else { PagePayload::LazyPages };
         Ok(ProcessTarget { root, name, criu, processes, pages, parked: None })
     }
 
@@ -78,6 +77,10 @@ impl Target for ProcessTarget {
         options.pid = Some(self.root);
         options.leave_running = Some(false);
         options.timeout = Some(deadline.as_secs().clamp(1, 3600) as u32);
+        if self.pages == PagePayload::LazyPages {
+            payload::ask_for_lazy_dump(&mut options, images)
+                .map_err(|error| complain("freeze", &error.to_string(), &log))?;
+        }
 
         let lock = NetworkLock::of(&log, self.root);
         let stopped = stopped_tasks(&*self.processes);
@@ -150,7 +153,8 @@ impl FrozenDump for Frozen {
         let tree = self.processes.processes().and_then(|pids| pids.into_iter().map(TaskId::of).collect());
         let flaw = match (&tree, self.pages) {
             (Err(error), _) => Some(format!("the frozen tree cannot be listed: {error}")),
-            (Ok(_), PagePayload::Ferry) => verify_left_out(&self.images).err(),
+            (Ok(_), PagePayload::Ferry) => payload::verify_left_out(&self.images).err(),
+            (Ok(_), PagePayload::LazyPages) => payload::leave_out(&self.images).err(),
             (Ok(_), PagePayload::Criu) => None,
         };
         let held = Held {
