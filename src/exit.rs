@@ -5,6 +5,7 @@
 //! | 0 | done |
 //! | 1 | it could not be done; the message says why |
 //! | 2 | the command line is wrong |
+//! | 3 | refused: something blocks it, here or at the destination; nothing was changed |
 //! | 4 | the migration was aborted: the workload runs at the source |
 //! | 5 | in doubt: the workload stands still at the source, `ferry resolve` decides |
 
@@ -15,6 +16,8 @@ use std::process::ExitCode;
 pub enum End {
     /// Done.
     Done,
+    /// Something blocks it; nothing was changed.
+    Refused,
     /// Aborted: the workload runs at the source.
     Aborted,
     /// In doubt.
@@ -25,6 +28,7 @@ pub enum End {
 pub fn report(result: anyhow::Result<End>) -> ExitCode {
     match result {
         Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Refused) => ExitCode::from(3),
         Ok(End::Aborted) => ExitCode::from(4),
         Ok(End::InDoubt) => ExitCode::from(5),
         Err(error) => {

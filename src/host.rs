@@ -1,7 +1,8 @@
 //! What this host is: where things are kept, and what it says of itself.
 
 use anyhow::{Result, bail};
-use ferry_engine::criu::install::{self, Installed, Wanted};
+use ferry_engine::check::destination::cpu_features;
+use ferry_engine::criu::install::{self, InstallError, Installed, Wanted, WhenMissing};
 use ferry_transport::wire::control::{Hello, PROTOCOL_VERSION};
 use std::path::{Path, PathBuf};
 
@@ -50,19 +51,16 @@ pub fn fast_directory(state: &Path) -> PathBuf {
 }
 
 /// What this side says first.
-pub fn hello(criu: &Installed) -> Hello {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
-    let features = flags.and_then(|line| line.split_once(':')).map_or("", |(_, flags)| flags);
+pub fn hello(criu: &str) -> Hello {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     Hello {
         protocol: PROTOCOL_VERSION,
         revision: format!("ferry {}", env!("CARGO_PKG_VERSION")),
         machine: std::env::consts::ARCH.into(),
         page_size: 4096,
-        kernel: read("/proc/sys/kernel/osrelease").trim().into(),
-        criu: criu.version.to_string(),
-        cpu_features: features.split_whitespace().map(String::from).collect(),
+        kernel: release.trim().into(),
+        criu: criu.into(),
+        cpu_features: cpu_features(),
     }
 }
 
@@ -76,6 +74,13 @@ pub fn criu(chosen: Option<&Path>) -> Result<Installed> {
         true => installed.without_preload("FERRY_PRELOAD=off"),
         false => installed,
     })
+}
+
+/// As [`criu`], but makes none.
+pub fn existing_criu(chosen: Option<&Path>) -> Result<Installed, InstallError> {
+    let wanted =
+        Wanted { explicit: chosen.map(Path::to_owned), root: criu_root(), when_missing: WhenMissing::Fail };
+    install::find(&wanted, &mut |step| eprintln!("set-up: {step}"))
 }
 
 /// Where the private CRIU is: `FERRY_CRIU_ROOT`, or the usual place.

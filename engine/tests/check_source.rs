@@ -2,11 +2,13 @@
 //! Where a CRIU is at hand, its dump must fail exactly where a finding blocks.
 
 use ferry_engine::check::{
-    Finding, Force, LocalFacts, Severity, SourceOptions, Subject, check_destination, check_source,
-    describe_needs,
+    Finding, Force, Forced, LazyRestore, LocalFacts, Severity, SourceOptions, Subject, check_destination,
+    check_source, describe_needs,
 };
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{Hello, MigrationId, Offer, RestoreMode, TcpMode};
+use ferry_transport::wire::control::{
+    Hello, MigrationId, Offer, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode, TcpMode,
+};
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -66,7 +68,19 @@ fn scenario_process() {
         "nested" => {
             Box::new(Command::new("unshare").args(["--uts", "sleep", "1000"]).spawn().map(ChildGuard))
         }
-        "writing" => Box::new(File::create(place.join("log")).unwrap()),
+        "writing" => Box::new((
+            File::create(place.join("log")).unwrap(),
+            File::options().create(true).append(true).open(place.join("appended")).unwrap(),
+        )),
+        "renamed" => {
+            let file = File::open({
+                std::fs::write(place.join("first"), "content").unwrap();
+                std::fs::hard_link(place.join("first"), place.join("second")).unwrap();
+                place.join("first")
+            });
+            std::fs::remove_file(place.join("first")).unwrap();
+            Box::new(file.unwrap())
+        }
         _ => Box::new(()),
     };
     std::fs::write(place.join("ready"), "").unwrap();
@@ -358,39 +372,51 @@ fn a_traced_process_blocks() {
     assert_ne!(subjected.dumps(), Some(true));
 }
 
+/// Starts a python script that leads its session, has nothing open, and prints one
+/// word into the file that its first argument names; `None` without such a python.
+fn python(launch: &[&str], body: &str, arguments: &[&str]) -> Option<(Subjected, String)> {
+    let script = format!(
+        "import ctypes, fcntl, os, struct, sys, time\n\
+         libc = ctypes.CDLL(None)\n\
+         os.closerange(3, 1024)\n\
+         {body}\n\
+         open(sys.argv[1], 'w').write(str(word) + '.')\n\
+         time.sleep(1000)\n"
+    );
+    let place = tempfile::tempdir().unwrap();
+    let ready = place.path().join("ready");
+    let mut words = launch.iter().chain(&["setsid", "python3", "-c"]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg(script).arg(&ready).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(child) = command.spawn() else {
+        eprintln!("skipped: no {launch:?} setsid python3");
+        return None;
+    };
+    let mut subjected = Subjected { child: ChildGuard(child), place };
+    loop {
+        let told = std::fs::read_to_string(&ready).unwrap_or_default();
+        if let Some(word) = told.strip_suffix('.') {
+            return Some((subjected, word.to_owned()));
+        }
+        if subjected.child.0.try_wait().unwrap().is_some() {
+            eprintln!("skipped: this python or kernel cannot do it");
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn io_uring_and_a_foreign_pidfd_block() {
     if !root() {
         return;
     }
-    let script = "import ctypes, os, sys, time\n\
-        buffer = ctypes.create_string_buffer(120)\n\
-        os.setsid()\n\
-        os.closerange(3, 1024)\n\
-        ring = ctypes.CDLL(None).syscall(425, 4, buffer)\n\
-        foreign = os.pidfd_open(int(sys.argv[1]))\n\
-        open(sys.argv[2], 'w').write(str(ring))\n\
-        time.sleep(1000)\n";
-    let place = tempfile::tempdir().unwrap();
-    let ready = place.path().join("ready");
-    let mut command = Command::new("python3");
-    command.args(["-c", script, &std::process::id().to_string()]).arg(&ready);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let Ok(child) = command.spawn() else {
-        eprintln!("skipped: no python3");
-        return;
-    };
-    let mut subjected = Subjected { child: ChildGuard(child), place };
-    let ring: i32 = loop {
-        if let Some(ring) = std::fs::read_to_string(&ready).ok().and_then(|text| text.parse().ok()) {
-            break ring;
-        }
-        if subjected.child.0.try_wait().unwrap().is_some() {
-            eprintln!("skipped: this python has no pidfd_open");
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let body = "buffer = ctypes.create_string_buffer(120)\n\
+                word = libc.syscall(425, 4, buffer)\n\
+                foreign = os.pidfd_open(int(sys.argv[2]))";
+    let Some((subjected, ring)) = python(&[], body, &[&std::process::id().to_string()]) else { return };
+    let ring: i32 = ring.parse().unwrap();
     let findings = subjected.findings();
     let blocking = blocks(&findings);
     assert!(blocking.iter().any(|finding| finding.what.contains("a pidfd of process")), "{findings:#?}");
@@ -403,15 +429,324 @@ fn io_uring_and_a_foreign_pidfd_block() {
 }
 
 #[test]
-fn files_open_for_writing_are_a_risk() {
+fn sysv_shared_memory_needs_an_ipc_namespace() {
+    if !root() {
+        return;
+    }
+    let body = "libc.shmat.restype = ctypes.c_void_p\n\
+                word = libc.shmget(0, 65536, 0o1600)\n\
+                libc.shmat(word, 0, 0)\n\
+                libc.shmctl(word, 0, None)";
+    let Some((subjected, _)) = python(&[], body, &[]) else { return };
+    let findings = subjected.findings();
+    let blocking = blocks(&findings);
+    assert_eq!(blocking.len(), 1, "{findings:#?}");
+    assert!(matches!(&blocking[0].subject, Subject::Mapping { name, .. } if name.starts_with("/SYSV")));
+    assert!(blocking[0].advice.contains("unshare --ipc"));
+    assert_ne!(subjected.dumps(), Some(true));
+
+    let Some((subjected, _)) = python(&["unshare", "--ipc"], body, &[]) else { return };
+    assert!(blocks(&subjected.findings()).is_empty());
+    assert_ne!(subjected.dumps(), Some(false));
+}
+
+#[test]
+fn locks_and_leases_are_told_and_carried() {
+    if !root() {
+        return;
+    }
+    let body = "files = [open(sys.argv[1] + str(n), 'w') for n in range(3)]\n\
+                fcntl.flock(files[0], fcntl.LOCK_EX)\n\
+                fcntl.lockf(files[1], fcntl.LOCK_EX)\n\
+                fcntl.fcntl(files[2].fileno(), 37, struct.pack('hhlli', 1, 0, 0, 0, 0))\n\
+                open(sys.argv[1] + 'lease', 'w').close()\n\
+                word = os.open(sys.argv[1] + 'lease', os.O_RDONLY)\n\
+                fcntl.fcntl(word, fcntl.F_SETLEASE, fcntl.F_RDLCK)";
+    let Some((subjected, leased)) = python(&[], body, &[]) else { return };
+    let findings = subjected.findings();
+    let locks = findings.iter().find(|finding| finding.what.starts_with("3 file locks")).expect("the locks");
+    assert_eq!(locks.severity, Severity::Notes);
+    for kind in ["flock", "fcntl", "open file description"] {
+        assert!(locks.what.contains(kind), "{locks}");
+    }
+    let lease = findings.iter().find(|finding| finding.what.contains("F_SETLEASE")).expect("the lease");
+    assert_eq!(lease.severity, Severity::Risks);
+    assert!(matches!(lease.subject, Subject::Descriptor { fd, .. } if fd.to_string() == leased));
+    assert!(blocks(&findings).is_empty());
+    assert_ne!(subjected.dumps(), Some(false));
+}
+
+#[test]
+fn a_pipe_in_packet_mode_blocks() {
+    if !root() {
+        return;
+    }
+    let Some((subjected, end)) = python(&[], "word = os.pipe2(os.O_DIRECT)[1]", &[]) else { return };
+    let findings = subjected.findings();
+    let blocking = blocks(&findings);
+    assert_eq!(blocking.len(), 1, "{findings:#?}");
+    assert!(blocking[0].what.contains("packet mode"));
+    assert!(matches!(blocking[0].subject, Subject::Descriptor { fd, .. } if fd.to_string() == end));
+    assert_ne!(subjected.dumps(), Some(true));
+}
+
+#[test]
+fn a_core_scheduling_cookie_is_a_risk() {
+    if !root() {
+        return;
+    }
+    // PR_SCHED_CORE, PR_SCHED_CORE_CREATE, of this thread.
+    let body = "word = libc.prctl(62, 1, 0, 0, 0)";
+    let Some((subjected, made)) = python(&[], body, &[]) else { return };
+    let told = subjected.findings().iter().any(|finding| finding.what.contains("core-scheduling"));
+    if made != "0" {
+        eprintln!("this kernel has no core scheduling");
+    }
+    assert_eq!(told, made == "0");
+}
+
+#[test]
+fn a_frozen_control_group_blocks() {
+    if !root() {
+        return;
+    }
+    let Some(group) = Freezer::new() else {
+        eprintln!("skipped: no control group can be made here");
+        return;
+    };
+    let subjected = plain("clean");
+    group.freeze(subjected.pid());
+    let told = std::iter::repeat_with(|| {
+        std::thread::sleep(Duration::from_millis(10));
+        subjected.findings().into_iter().find(|finding| finding.what.contains("is frozen"))
+    });
+    let finding = told.take(500).flatten().next();
+    group.thaw();
+    let finding = finding.expect("a finding");
+    assert_eq!((finding.severity, finding.pid), (Severity::Blocks, Some(subjected.pid())));
+    drop(subjected);
+}
+
+/// A control group of version 1 or 2 that can be frozen.
+struct Freezer {
+    directory: std::path::PathBuf,
+    control: &'static str,
+    words: [&'static str; 2],
+}
+
+impl Freezer {
+    fn new() -> Option<Freezer> {
+        let kinds = [
+            ("/sys/fs/cgroup/freezer", "freezer.state", ["FROZEN", "THAWED"]),
+            ("/sys/fs/cgroup", "cgroup.freeze", ["1", "0"]),
+            ("/sys/fs/cgroup/unified", "cgroup.freeze", ["1", "0"]),
+        ];
+        kinds.into_iter().find_map(|(place, control, words)| {
+            let directory = Path::new(place).join(format!("ferry-test-{}", std::process::id()));
+            std::fs::create_dir(&directory).ok()?;
+            let freezer = Freezer { directory, control, words };
+            freezer.directory.join(control).exists().then_some(freezer)
+        })
+    }
+
+    fn freeze(&self, pid: i32) {
+        std::fs::write(self.directory.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(self.directory.join(self.control), self.words[0]).unwrap();
+    }
+
+    fn thaw(&self) {
+        std::fs::write(self.directory.join(self.control), self.words[1]).unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.directory.join(self.control), self.words[1]);
+        // The killed process leaves the group a moment later.
+        for _ in 0..500 {
+            if std::fs::remove_dir(&self.directory).is_ok() || !self.directory.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn ports_in_use_at_the_destination_block() {
+    if !root() {
+        return;
+    }
+    let subjected = plain("kinds");
+    let needs = describe_needs(subjected.pid());
+    assert_eq!(needs.ports.len(), 1, "{:?}", needs.ports);
+    let claim = needs.ports[0];
+    assert_eq!((claim.protocol, claim.address), (PortProtocol::Tcp, [127, 0, 0, 1].into()));
+    let found = |ports| {
+        let offer = Offer {
+            id: MigrationId(1),
+            target: String::new(),
+            memory: Bytes(0),
+            pids: vec![],
+            restore: RestoreMode::Eager,
+            tcp: TcpMode::Established,
+            move_address: None,
+            files: vec![],
+            limits: vec![],
+            ports,
+            forced: Forced::No,
+        };
+        let here = LocalFacts::read(hello(), vec![]);
+        let found = check_destination(&offer, &hello(), &here);
+        found.into_iter().filter(|finding| finding.what.contains("port")).map(|f| f.what).collect::<Vec<_>>()
+    };
+    // This host is its own destination: the workload itself has the port.
+    let taken = found(vec![claim]);
+    assert!(matches!(&taken[..], [what] if what.contains(&claim.port.to_string())), "{taken:?}");
+    let everywhere = PortClaim { address: [0, 0, 0, 0].into(), ..claim };
+    assert_eq!(found(vec![everywhere]).len(), 1);
+    let elsewhere = PortClaim { address: [127, 0, 0, 2].into(), ..claim };
+    let other = PortClaim { protocol: PortProtocol::Udp, ..claim };
+    assert_eq!(found(vec![elsewhere, other]), Vec::<String>::new());
+}
+
+/// Runs the scenario through a shell in a mount namespace of its own.
+fn in_a_mount_namespace(place: &Path, command: &mut Command, script: &str) {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", script]).arg(place.join("mount")).arg(command.get_program());
+    unshare.args(command.get_args()).env(SCENARIO, "clean").env(PLACE, place);
+    unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    *command = unshare;
+}
+
+#[test]
+fn a_mount_that_criu_does_not_make_again_blocks() {
+    if !root() {
+        return;
+    }
+    let subjected = start("clean", |place, command| {
+        let script = "mkdir $0 && mount -t ramfs ferry $0 && exec \"$@\" </dev/null >/dev/null 2>&1";
+        in_a_mount_namespace(place, command, script);
+    });
+    let findings = subjected.findings();
+    let mount = blocks(&findings)
+        .into_iter()
+        .find(|finding| matches!(&finding.subject, Subject::Mount { path } if path.ends_with("/mount")))
+        .expect("the mount");
+    assert!(mount.what.contains("ramfs"), "{mount}");
+    assert_eq!(mount.pid, Some(subjected.pid()));
+    assert_ne!(subjected.dumps(), Some(true));
+}
+
+#[test]
+fn a_descriptor_from_another_mount_namespace_blocks() {
+    if !root() {
+        return;
+    }
+    let subjected =
+        start("clean", |place, command| in_a_mount_namespace(place, command, "exec \"$@\" </dev/null"));
+    let findings = subjected.findings();
+    let mut from_outside: Vec<i32> = blocks(&findings)
+        .into_iter()
+        .filter(|finding| finding.what.contains("a mount that the tree does not see"))
+        .filter_map(|finding| match finding.subject {
+            Subject::Descriptor { fd, .. } => Some(fd),
+            _ => None,
+        })
+        .collect();
+    from_outside.sort_unstable();
+    // Standard input was opened again inside.
+    assert_eq!(from_outside, [1, 2], "{findings:#?}");
+    assert_ne!(subjected.dumps(), Some(true));
+}
+
+const CHECKED: &str = "FERRY_TEST_CHECKED";
+
+/// Not a test by itself: looks at a process, under the limits that it was given.
+#[test]
+fn checking_process() {
+    let Ok(pid) = std::env::var(CHECKED) else { return };
+    let findings = check_source(pid.parse().unwrap(), &SourceOptions::default());
+    println!("\nFINDINGS {}", serde_json::to_string(&findings).unwrap());
+}
+
+#[test]
+fn hard_limits_above_our_own_are_a_risk() {
+    if !root() {
+        return;
+    }
+    let subjected = plain("clean");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 512 && ulimit -Hn 512 && exec \"$0\" --exact checking_process --nocapture"]);
+    command.arg(std::env::current_exe().unwrap()).env(CHECKED, subjected.pid().to_string());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json = text.lines().find_map(|line| line.strip_prefix("FINDINGS ")).expect("findings");
+    let findings: Vec<Finding> = serde_json::from_str(json).unwrap();
+    let limits: Vec<&Finding> =
+        findings.iter().filter(|finding| finding.what.contains("hard limits")).collect();
+    if ferry_engine::check::proc::may_raise_limits() {
+        assert!(limits.is_empty(), "{limits:?}");
+        return;
+    }
+    assert_eq!(limits.len(), 1, "{findings:#?}");
+    assert_eq!((limits[0].severity, limits[0].pid), (Severity::Risks, Some(subjected.pid())));
+    assert!(
+        limits[0].what.contains("Max open files") && limits[0].what.contains("(ferry 512)"),
+        "{limits:?}"
+    );
+    assert!(!subjected.findings().iter().any(|finding| finding.what.contains("hard limits")));
+}
+
+#[test]
+fn files_open_for_writing_are_a_risk_but_for_logs_that_are_appended_to() {
     if !root() {
         return;
     }
     let subjected = plain("writing");
+    let reader = File::open(subjected.place.path().join("log")).unwrap();
+    let about = |name: &str| {
+        let findings = subjected.findings();
+        assert!(blocks(&findings).is_empty());
+        let told: Vec<(Severity, String)> = findings
+            .into_iter()
+            .filter(|f| matches!(&f.subject, Subject::Descriptor { link, .. } if link.ends_with(name)))
+            .map(|finding| (finding.severity, finding.what))
+            .collect();
+        told
+    };
+    // A reader outside changes nothing.
+    let log = about("/log");
+    assert!(matches!(&log[..], [(Severity::Risks, what)] if what.starts_with("open for writing")), "{log:?}");
+    let appended = about("/appended");
+    assert!(matches!(&appended[..], [(Severity::Notes, what)] if what.contains("appending")), "{appended:?}");
+    drop(reader);
+
+    // A writer outside makes a file grow between dump and restore; CRIU compares sizes,
+    // except of what is only appended to.
+    let writers = ["log", "appended"]
+        .map(|name| File::options().append(true).open(subjected.place.path().join(name)).unwrap());
+    let log = about("/log");
+    assert!(
+        log.iter().any(|(severity, what)| *severity == Severity::Risks && what.contains("writes to")),
+        "{log:?}"
+    );
+    assert_eq!(about("/appended").len(), 1);
+    assert_ne!(subjected.dumps(), Some(false));
+    drop(writers);
+}
+
+#[test]
+fn a_file_that_lost_one_of_its_names_is_a_risk() {
+    if !root() {
+        return;
+    }
+    let subjected = plain("renamed");
     let findings = subjected.findings();
-    assert!(blocks(&findings).is_empty());
-    let risk = findings.iter().find(|finding| finding.what.starts_with("open for writing")).unwrap();
-    assert!(matches!(&risk.subject, Subject::Descriptor { link, .. } if link.ends_with("/log")));
+    assert!(findings.iter().any(|finding| {
+        finding.severity == Severity::Risks && finding.what.contains("its name was removed")
+    }));
 }
 
 #[test]
@@ -443,7 +778,7 @@ fn what_cannot_be_a_target_is_said() {
 
 fn hello() -> Hello {
     Hello {
-        protocol: 1,
+        protocol: PROTOCOL_VERSION,
         revision: String::new(),
         machine: "x86_64".into(),
         page_size: 4096,
@@ -473,8 +808,13 @@ fn the_destination_compares_and_names_everything_that_differs() {
         tcp: TcpMode::Established,
         move_address: None,
         files,
+        limits: needs.limits.clone(),
+        ports: Vec::new(),
+        forced: Forced::No,
     };
-    let here = LocalFacts::read(hello(), std::env::temp_dir(), true);
+    let mut here = LocalFacts::read(hello(), vec![std::env::temp_dir()]);
+    let working = std::env::current_dir().unwrap().display().to_string();
+    assert!(needs.files.iter().any(|file| file.path == working && file.size.is_none()), "its directory");
     let same = check_destination(&offer(vec![], needs.files.clone()), &hello(), &here);
     assert!(blocks(&same).is_empty(), "{same:#?}");
 
@@ -486,6 +826,10 @@ fn the_destination_compares_and_names_everything_that_differs() {
     peer.cpu_features.push("avx512f".into());
     peer.page_size = 65536;
     peer.criu = "4.10".into();
+    peer.protocol += 1;
+    let limits = &mut here.limits.get_or_insert_with(Default::default).0;
+    limits.insert("Max open files".into(), 16);
+    here.lazy = LazyRestore::Impossible;
     let findings = check_destination(&offer(vec![subjected.pid() as u32], files), &peer, &here);
     let all: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     for expected in [
@@ -496,6 +840,9 @@ fn the_destination_compares_and_names_everything_that_differs() {
         "pages are 65536",
         "is taken here by",
         "4.10",
+        "speaks protocol",
+        "\"Max open files\"",
+        "userfaultfd cannot be used",
     ] {
         assert!(all.contains(expected), "{expected}:\n{all}");
     }

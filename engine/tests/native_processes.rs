@@ -138,7 +138,7 @@ fn memory_that_somebody_follows_is_seen_by_others() {
     workload.tell("map a anonymous 100");
     workload.tell("write a 0 100 1");
     let pid = workload.pid();
-    let served = || ferry_engine::source::needs::of(&[pid]).unwrap().served;
+    let served = || Vec::from_iter(ferry_engine::check::served_by_userfaultfd([pid]));
     assert_eq!(served(), Vec::<i32>::new());
     let (mut source, mut store) = (workload.source(), Store::default());
     round(&mut source, &mut store, 0);

@@ -1,31 +1,31 @@
 //! `ferry migrate`: moves a target.
 
+use super::preflight::{Moved, Preflight, Side, connector};
 use super::{Common, print_json, runtime};
 use crate::exit::End;
 use crate::host;
 use crate::progress::Watch;
-use anyhow::{Context, Result, bail};
-use ferry_engine::journal::{self, Side};
+use anyhow::{Context, Result};
+use ferry_engine::check::served_by_userfaultfd;
+use ferry_engine::journal::{self, Side as JournalSide};
 use ferry_engine::memory::ProcessSet;
 use ferry_engine::memory::native::{DescendantSet, NativeSource};
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
 use ferry_engine::source::keeper::Keeper;
-use ferry_engine::source::recovery::{self, parse_address_move};
-use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, needs};
+use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, dump_cost, recovery};
 use ferry_engine::strategy::registry;
 use ferry_engine::target::Target;
 use ferry_engine::target::process::ProcessTarget;
 use ferry_lab::quantity::parse_byte_rate;
 use ferry_transport::link::Connector;
 use ferry_transport::link::breakpoint::{Breakpoint, StoppingConnector};
-use ferry_transport::quic::{Identity, Limiter, LinkOptions, QuicConnector, Trust};
+use ferry_transport::quic::{Limiter, LinkOptions};
 use ferry_transport::units::ByteRate;
 use ferry_transport::wire::compress::Compression;
-use ferry_transport::wire::control::{AddressMove, MigrationId, Offer, RestoreMode, TcpMode};
+use ferry_transport::wire::control::MigrationId;
 use nix::fcntl::{Flock, FlockArg};
-use std::net::ToSocketAddrs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,8 +37,8 @@ use tokio::sync::watch;
 pub struct Options {
     #[command(flatten)]
     common: Common,
-    /// What to move: `pid:N`, a process and all its descendants.
-    target: String,
+    #[command(flatten)]
+    moved: Moved,
     /// The destination, where `ferry receive` listens.
     #[arg(long, value_name = "HOST:PORT")]
     to: String,
@@ -57,15 +57,6 @@ pub struct Options {
     /// How long an unanswered Commit is asked after.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
     doubt_patience: Duration,
-    /// How memory comes back: at once with pages following, or all pages first.
-    #[arg(long, value_enum, default_value_t = Restore::Lazy)]
-    restore: Restore,
-    /// How TCP connections are treated.
-    #[arg(long, value_enum, default_value_t = Tcp::Established)]
-    tcp: Tcp,
-    /// The address that moves along, and the interface it gets there.
-    #[arg(long, value_name = "ADDR/LEN@IFACE", value_parser = address_move)]
-    move_ip: Option<AddressMove>,
     /// Connections for pages.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
     connections: u64,
@@ -81,31 +72,12 @@ pub struct Options {
     /// Programs to run at each stage: docs/guide.md.
     #[arg(long, value_name = "DIR")]
     hook: Option<PathBuf>,
-    /// The CRIU to use.
-    #[arg(long, env = "FERRY_CRIU", value_name = "PATH")]
-    criu: Option<PathBuf>,
     /// Silence of the destination's host after which it counts as lost.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     link_timeout: Duration,
     /// For tests of failures: stop at a message.
     #[arg(long, hide = true, env = "FERRY_BREAKPOINT", value_name = "WHEN:MESSAGE:DIR")]
     breakpoint: Option<Breakpoint>,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Restore {
-    Lazy,
-    Eager,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Tcp {
-    /// They live on.
-    Established,
-    /// They are closed in the copy.
-    Close,
-    /// A workload that has some is refused.
-    Skip,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -116,46 +88,39 @@ enum Compress {
     Zstd,
 }
 
-fn address_move(text: &str) -> Result<AddressMove, String> {
-    parse_address_move(text).ok_or_else(|| "expected ADDR/LEN@IFACE, for example 192.0.2.7/24@eth0".into())
-}
-
 pub fn run(options: Options) -> Result<End> {
     host::need_root("migrate")?;
-    let pid = target_pid(&options.target)?;
+    let moved = &options.moved;
+    let pid = moved.pid()?;
     let state = options.common.state.clone();
     let _lock = lock(&state, pid)?;
     // An engine before this one, and its keeper too, may have been killed.
-    for id in journal::list(&state, Side::Source)? {
+    for id in journal::list(&state, JournalSide::Source)? {
         recovery::settle(&state, id).with_context(|| format!("what migration {id} left"))?;
     }
     let strategy = registry::parse(&options.strategy)?;
-    let id = MigrationId(rand_id()?);
-    let found = host::criu(options.criu.as_deref())?;
     let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;
-    let tree = set.processes()?;
-    if tree.contains(&(std::process::id() as i32)) {
-        bail!("ferry itself is in the tree of {pid}: start it from outside of what is to be moved");
-    }
-    let mut needs = needs::of(&tree)?;
     // The end of a brownout is soon awaited.
     let patience = Instant::now() + Duration::from_secs(10);
-    while !needs.served.is_empty() && Instant::now() < patience {
+    while served_by_userfaultfd(set.processes()?).is_some() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(50));
-        needs = needs::of(&tree)?;
     }
-    if let Some(pid) = needs.served.first() {
-        bail!(
-            "the memory of process {pid} is in the hands of a userfaultfd: the rest of a migration that has just \
-             arrived here, or another program that follows it. It runs on; try again in a moment"
-        );
+    let mut preflight = moved.check(pid);
+    if preflight.is_blocked() {
+        return refuse(&preflight, options.common.json);
     }
+    let mut notes = preflight.risks();
+    notes.iter().for_each(|risk| eprintln!("{risk}"));
+    let id = MigrationId(rand_id()?);
+    let found = host::criu(moved.criu.as_deref())?;
+    notes.extend(found.fallback());
+    let smaps_walk = dump_cost::smaps_walk(&set.processes()?);
     let target = ProcessTarget::new(pid, found.criu(), Arc::new(DescendantSet::of(pid)?))?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
     let _images = Remove(images.clone());
 
-    let hello = host::hello(&found);
+    let hello = host::hello(&found.version.to_string());
     let hooks = match &options.hook {
         Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
         None => Hooks::none(),
@@ -165,30 +130,13 @@ pub fn run(options: Options) -> Result<End> {
         target: target.describe(),
         peer: options.to.clone(),
         pid: Some(pid),
-        address: options.move_ip.as_ref().map(|moved| moved.address.to_string()),
-        interface: options.move_ip.as_ref().map(|moved| moved.interface.clone()),
+        address: moved.move_ip.as_ref().map(|moved| moved.address.to_string()),
+        interface: moved.move_ip.as_ref().map(|moved| moved.interface.clone()),
         reason: None,
     };
-    let offer = Offer {
-        id,
-        target: target.describe(),
-        memory: needs.memory,
-        pids: needs.pids,
-        restore: match options.restore {
-            Restore::Lazy => RestoreMode::Lazy,
-            Restore::Eager => RestoreMode::Eager,
-        },
-        tcp: match options.tcp {
-            Tcp::Established => TcpMode::Established,
-            Tcp::Close => TcpMode::Close,
-            Tcp::Skip => TcpMode::Skip,
-        },
-        move_address: options.move_ip.clone(),
-        files: needs.files,
-    };
+    let offer = moved.offer(id, pid, target.describe());
     let plan = SourcePlan {
         hello,
-        offer,
         to: options.to.clone(),
         state: state.clone(),
         images: images.clone(),
@@ -198,12 +146,13 @@ pub fn run(options: Options) -> Result<End> {
         doubt_patience: options.doubt_patience,
         // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
         dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us)
-            + needs.smaps
-            + found.pinning_cost(needs.memory),
+            + smaps_walk
+            + found.pinning_cost(offer.memory),
+        offer,
         streams: options.streams as usize,
         tracker: "native".into(),
         environment: Environment::here(&found.version.to_string()),
-        notes: found.fallback().into_iter().collect(),
+        notes,
     };
     let link = LinkOptions {
         compression: match options.compress {
@@ -216,12 +165,7 @@ pub fn run(options: Options) -> Result<End> {
         limiter: options.max_bandwidth.map(|rate| Arc::new(Limiter::new(rate))),
         idle_timeout: options.link_timeout,
     };
-    let identity = Identity::load_or_create(&state)?;
-    let address_of =
-        options.to.to_socket_addrs().with_context(|| format!("{} has no address", options.to))?;
-    let destination =
-        address_of.into_iter().next().with_context(|| format!("{} has no address", options.to))?;
-    let connector = Box::new(QuicConnector::new(destination, identity, Trust::open(&state), link));
+    let connector = Box::new(connector(&options.to, &state, link)?);
     let connector: Box<dyn Connector> = match options.breakpoint {
         Some(at) => Box::new(StoppingConnector { inner: connector, at }),
         None => connector,
@@ -232,12 +176,11 @@ pub fn run(options: Options) -> Result<End> {
         memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
         strategy,
         connector,
-        network: SourceNetwork::prepare(options.move_ip.as_ref(), hooks, facts)
-            .map_err(anyhow::Error::msg)?,
+        network: SourceNetwork::prepare(moved.move_ip.as_ref(), hooks, facts).map_err(anyhow::Error::msg)?,
         observer: Box::new(Watch::new()),
         abort,
     };
-    let Finished { report, .. } = runtime()?.block_on(async {
+    let Finished { report, refusal, .. } = runtime()?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::spawn(async move {
@@ -253,6 +196,11 @@ pub fn run(options: Options) -> Result<End> {
         let _keeper = Keeper::start(&host::own_file(), &state, id).context("the keeper cannot be started")?;
         anyhow::Ok(source.run().await)
     })?;
+    if let Some(findings) = refusal {
+        preflight.to = Some(options.to.clone());
+        preflight.add(Side::Destination, findings.all().iter().cloned());
+        return refuse(&preflight, options.common.json);
+    }
     if options.common.json {
         print_json(&report)?;
     } else {
@@ -265,10 +213,15 @@ pub fn run(options: Options) -> Result<End> {
     })
 }
 
-/// `pid:N`.
-fn target_pid(target: &str) -> Result<i32> {
-    let pid = target.strip_prefix("pid:").and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
-    pid.with_context(|| format!("{target:?} is not a target: expected pid:N, for example pid:4711"))
+/// Says what blocks it. Nothing was changed.
+fn refuse(preflight: &Preflight, json: bool) -> Result<End> {
+    if json {
+        print_json(preflight)?;
+    } else {
+        eprint!("{}", preflight.text());
+        eprintln!("refused: the workload runs on here, nothing was changed");
+    }
+    Ok(End::Refused)
 }
 
 /// One migration of a target at a time. The lock goes with this process.

@@ -1,11 +1,13 @@
 //! The command line: one file a verb.
 
 mod abort;
+mod check;
 mod demo;
 pub mod hidden;
 mod identity;
 mod migrate;
 mod pair;
+mod preflight;
 mod receive;
 mod resolve;
 mod setup;
@@ -43,6 +45,8 @@ pub struct Common {
 pub enum Verb {
     /// Two hosts, a client and a workload on this machine: migrate, and print the report.
     Demo(demo::Options),
+    /// Find what would stop a migration, without touching anything.
+    Check(check::Options),
     /// Move a running target to another host.
     Migrate(migrate::Options),
     /// Take migrations from other hosts.
@@ -66,6 +70,7 @@ pub enum Verb {
 pub fn run(verb: Verb) -> Result<End> {
     match verb {
         Verb::Demo(options) => demo::run(options),
+        Verb::Check(options) => check::run(options),
         Verb::Migrate(options) => migrate::run(options),
         Verb::Receive(options) => receive::run(options),
         Verb::Identity(options) => identity::run(options),

@@ -4,6 +4,7 @@ use super::{Common, runtime};
 use crate::exit::End;
 use crate::host;
 use anyhow::{Context, Result};
+use ferry_engine::check::Forced;
 use ferry_engine::destination::{PagerHandover, Receiver, ReceiverEvent, ReceiverPlan};
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, Hooks};
 use ferry_engine::target::process::ProcessRestorer;
@@ -11,6 +12,7 @@ use ferry_lab::quantity::parse_bytes;
 use ferry_transport::link::breakpoint::{Breakpoint, stop_at};
 use ferry_transport::quic::{Identity, LinkOptions, QuicListener, Trust};
 use ferry_transport::units::Bytes;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,7 +55,7 @@ pub fn run(options: Options) -> Result<End> {
     };
     let criu = found.criu();
     let plan = ReceiverPlan {
-        hello: host::hello(&found),
+        hello: host::hello(&found.version.to_string()),
         work: host::fast_directory(&state),
         state: state.clone(),
         memory_limit: options.memory_limit,
@@ -110,8 +112,11 @@ fn tell(event: &ReceiverEvent, json: bool) {
             ReceiverEvent::Begins { id, target, peer } => {
                 serde_json::json!({ "event": "begins", "id": id.to_string(), "target": target, "peer": peer })
             }
-            ReceiverEvent::Refused { target, peer, reasons } => {
-                serde_json::json!({ "event": "refused", "target": target, "peer": peer, "reasons": reasons })
+            ReceiverEvent::Refused { target, peer, findings } => {
+                serde_json::json!({ "event": "refused", "target": target, "peer": peer, "findings": findings })
+            }
+            ReceiverEvent::Checked { target, peer, findings } => {
+                serde_json::json!({ "event": "checked", "target": target, "peer": peer, "findings": findings })
             }
             ReceiverEvent::State { id, state } => {
                 serde_json::json!({ "event": "state", "id": id.to_string(), "state": state })
@@ -127,8 +132,12 @@ fn tell(event: &ReceiverEvent, json: bool) {
     } else {
         match event {
             ReceiverEvent::Begins { id, target, peer } => format!("{id}: {target} from {peer}"),
-            ReceiverEvent::Refused { target, peer, reasons } => {
-                format!("refused {target} from {peer}: {}", reasons.join("; "))
+            ReceiverEvent::Refused { target, peer, findings } => {
+                format!("refused {target} from {peer}: {findings}")
+            }
+            ReceiverEvent::Checked { target, peer, findings } => {
+                let blocking = findings.stopping(Forced::No).count();
+                format!("checked {target} for {peer}: {blocking} of {} findings block", findings.all().len())
             }
             ReceiverEvent::State { id, state } => format!("{id}: {state}"),
             ReceiverEvent::Note { id, note } => format!("{id}: note: {note}"),
@@ -136,5 +145,6 @@ fn tell(event: &ReceiverEvent, json: bool) {
             ReceiverEvent::Ended { id, runs_here: false, end } => format!("{id}: does not run here ({end})"),
         }
     };
-    println!("{line}");
+    // Nobody may be listening any more; a migration does not end of that.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
 }

@@ -2,10 +2,18 @@
 
 use super::elf;
 use super::finding::{Finding, Force, Severity, Subject};
+use super::needs::{MAX_FILES, MAX_PORTS};
 use super::proc::fields::{Fields, Stat};
+use super::proc::limits::{HardLimits, shown};
+use super::proc::may_raise_limits;
+use super::socket_tables::{Sockets, tcp};
 use crate::net::address;
+use crate::sys::userfaultfd;
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{FileClaim, Hello, Offer, RestoreMode};
+use ferry_transport::wire::control::{
+    FileClaim, Hello, LimitClaim, Offer, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode,
+};
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -16,22 +24,35 @@ pub struct LocalFacts {
     pub hello: Hello,
     /// Memory that can be had without swapping (MemAvailable).
     pub memory_available: Bytes,
-    /// Where images and journals go.
-    pub state: PathBuf,
-    /// Whether userfaultfd may be used here; without it a restore is eager.
-    pub lazy: bool,
+    /// Where journals and images go.
+    pub places: Vec<PathBuf>,
+    /// The hard limits that a copy can be given; `None` where any can.
+    pub limits: Option<HardLimits>,
+    /// Whether pages may follow after the restore.
+    pub lazy: LazyRestore,
+}
+
+/// Whether userfaultfd may be used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LazyRestore {
+    /// It may.
+    Possible,
+    /// It may not: a lazy restore fails.
+    Impossible,
 }
 
 /// Room that images and logs may take.
 const STATE_ROOM: u64 = 64 << 20;
+/// The most numbers that are looked at: a kernel has no more than 4 Mi, a tree far fewer.
+const MAX_PIDS: usize = 65_536;
 /// The most findings about files and numbers of each kind that are listed.
 const MAX_LISTED: usize = 50;
 
 /// The CPU features that a program chooses its code by; without them a copy
 /// dies of an illegal instruction after the move, or its registers do not fit.
-const FEATURES: [&str; 16] = [
-    "avx", "sse", "aes", "xsave", "bmi", "fma", "f16c", "popcnt", "movbe", "sha_ni", "vaes", "vpclmul",
-    "pclmul", "gfni", "erms", "fsrm",
+const FEATURES: [&str; 19] = [
+    "avx", "sse", "ssse", "aes", "xsave", "bmi", "fma", "f16c", "popcnt", "movbe", "sha_ni", "vaes",
+    "vpclmul", "pclmul", "gfni", "adx", "abm", "rdrand", "rdseed",
 ];
 
 /// Everything that would make this offer fail here, the worst first. `peer` is
@@ -40,18 +61,15 @@ pub fn check_destination(offer: &Offer, peer: &Hello, here: &LocalFacts) -> Vec<
     let mut found = Vec::new();
     hosts(peer, here, &mut found);
     memory(offer, here, &mut found);
-    numbers(&offer.pids, &mut found);
-    found.extend(offer.files.iter().filter_map(file).take(MAX_LISTED));
+    too_many(offer, &mut found);
+    numbers(&offer.pids[..offer.pids.len().min(MAX_PIDS)], &mut found);
+    found.extend(offer.files.iter().take(MAX_FILES).filter_map(file).take(MAX_LISTED));
     move_address(offer, &mut found);
-    if offer.restore == RestoreMode::Lazy && !here.lazy {
-        let what =
-            "userfaultfd cannot be used here: the restore is eager, and the downtime grows with memory";
-        found.push(Finding::host(
-            Severity::Risks,
-            Force::Overridable,
-            what,
-            "run ferry as root, or sysctl vm.unprivileged_userfaultfd=1",
-        ));
+    ports(&offer.ports[..offer.ports.len().min(MAX_PORTS)], &mut found);
+    limits(&offer.limits, here, &mut found);
+    if offer.restore == RestoreMode::Lazy && here.lazy == LazyRestore::Impossible {
+        let what = "userfaultfd cannot be used here, so pages cannot follow a restore";
+        blocks(&mut found, Force::Final, what, "use --restore eager; the downtime then grows with memory");
     }
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     found
@@ -63,6 +81,10 @@ fn blocks(found: &mut Vec<Finding>, force: Force, what: impl Into<String>, advic
 
 fn hosts(peer: &Hello, here: &LocalFacts, found: &mut Vec<Finding>) {
     let own = &here.hello;
+    if peer.protocol != PROTOCOL_VERSION {
+        let what = format!("the source speaks protocol {} and this host {PROTOCOL_VERSION}", peer.protocol);
+        blocks(found, Force::Final, what, "use the same version of ferry on both hosts");
+    }
     if peer.machine != own.machine {
         let what = format!("the source is {}, this host {}", peer.machine, own.machine);
         blocks(found, Force::Final, what, "move between hosts of one architecture");
@@ -112,12 +134,73 @@ fn memory(offer: &Offer, here: &LocalFacts, found: &mut Vec<Finding>) {
         let what = format!("it needs {}, and {} are available here", Bytes(needed), here.memory_available);
         blocks(found, Force::Overridable, what, "free memory here");
     }
-    if let Ok(room) = nix::sys::statvfs::statvfs(&here.state) {
+    for place in &here.places {
+        let Ok(room) = nix::sys::statvfs::statvfs(place) else { continue };
         let free = room.blocks_available().saturating_mul(room.fragment_size());
         if free < STATE_ROOM {
-            let what = format!("{} are free in {}", Bytes(free), here.state.display());
+            let what =
+                format!("{} are free in {}, images and journals need room", Bytes(free), place.display());
             blocks(found, Force::Overridable, what, "free some, or name another directory with --state");
         }
+    }
+}
+
+/// A paired source may still be mad: what it may make us look at is limited.
+fn too_many(offer: &Offer, found: &mut Vec<Finding>) {
+    for (count, most, what) in [
+        (offer.pids.len(), MAX_PIDS, "process numbers"),
+        (offer.files.len(), MAX_FILES, "files"),
+        (offer.ports.len(), MAX_PORTS, "ports"),
+    ] {
+        if count > most {
+            let what = format!("{count} {what} are claimed, only {most} of them were looked at");
+            found.push(Finding::host(Severity::Risks, Force::Overridable, what, ""));
+        }
+    }
+}
+
+/// Ports that a socket of this host has already.
+fn ports(claims: &[PortClaim], found: &mut Vec<Finding>) {
+    if claims.is_empty() {
+        return;
+    }
+    let Ok(here) = Sockets::here() else { return };
+    let held: BTreeSet<PortClaim> = {
+        let listening = here.tcp.values().filter(|socket| socket.state == tcp::LISTEN);
+        let tcp = listening.map(|socket| (PortProtocol::Tcp, socket.local));
+        let bound = here.udp.values().filter(|socket| socket.state == tcp::CLOSE);
+        let udp = bound.map(|socket| (PortProtocol::Udp, socket.local));
+        tcp.chain(udp).map(|(protocol, (address, port))| PortClaim { protocol, address, port }).collect()
+    };
+    let collides = |claim: &PortClaim, other: &PortClaim| {
+        (claim.protocol, claim.port) == (other.protocol, other.port)
+            && (claim.address == other.address
+                || claim.address.is_unspecified()
+                || other.address.is_unspecified())
+    };
+    let taken = claims.iter().filter(|claim| held.iter().any(|other| collides(claim, other)));
+    for PortClaim { protocol, address, port } in taken.take(MAX_LISTED) {
+        let protocol = match protocol {
+            PortProtocol::Tcp => "TCP",
+            PortProtocol::Udp => "UDP",
+        };
+        let what = format!("{protocol} port {port}, which it has on {address}, is in use here");
+        let advice = "stop what has it (ss -lntup), or receive in a network namespace of its own";
+        blocks(found, Force::Overridable, what, advice);
+    }
+}
+
+/// Hard limits that the copy had at the source and cannot have here.
+fn limits(claims: &[LimitClaim], here: &LocalFacts, found: &mut Vec<Finding>) {
+    let Some(own) = &here.limits else { return };
+    for (name, theirs, ours) in own.above(claims.iter().map(|claim| (&claim.name, claim.hard))) {
+        let what = format!(
+            "the hard limit {name:?} is {} at the source and at most {} here, without CAP_SYS_RESOURCE",
+            shown(theirs),
+            shown(ours)
+        );
+        let advice = "start `ferry receive` with a limit as high, or with that capability";
+        found.push(Finding::host(Severity::Risks, Force::Overridable, what, advice));
     }
 }
 
@@ -207,10 +290,15 @@ fn move_address(offer: &Offer, found: &mut Vec<Finding>) {
 }
 
 impl LocalFacts {
-    /// Reads what this host has; `hello` and `lazy` the caller knows.
-    pub fn read(hello: Hello, state: PathBuf, lazy: bool) -> LocalFacts {
+    /// Reads what this host has; the rest the caller knows.
+    pub fn read(hello: Hello, places: Vec<PathBuf>) -> LocalFacts {
         let kibibytes: u64 = Fields::of("/proc/meminfo").number("MemAvailable").unwrap_or(0);
-        LocalFacts { hello, memory_available: Bytes(kibibytes * 1024), state, lazy }
+        let limits = (!may_raise_limits()).then(|| HardLimits::of("self"));
+        let lazy = match userfaultfd::open() {
+            Ok(_) => LazyRestore::Possible,
+            Err(_) => LazyRestore::Impossible,
+        };
+        LocalFacts { hello, memory_available: Bytes(kibibytes.saturating_mul(1024)), places, limits, lazy }
     }
 }
 

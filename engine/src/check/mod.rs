@@ -2,19 +2,25 @@
 //!
 //! Reads /proc and socket tables only; the workload is neither stopped nor
 //! traced. A finding names process, descriptor and cure. What CRIU supports is
-//! taken from CRIU 4.2 (files.c, sk-inet.c, sk-unix.c, tty.c, seize.c).
+//! taken from CRIU 4.2 (files.c, sk-inet.c, sk-unix.c, tty.c, seize.c, mount.c).
+//!
+//! `ferry check` and `ferry migrate` ask the same functions: [`check_source`]
+//! here, and [`check_destination`] there, about what [`describe_needs`] says.
 
+mod ask;
 pub mod destination;
 pub mod elf;
-pub mod finding;
 pub mod needs;
 pub mod proc;
+mod served;
 pub mod socket_tables;
 mod source;
 
-pub use destination::{LocalFacts, check_destination};
-pub use finding::{Finding, Force, Forced, Severity, Subject};
+pub use ask::{AskError, ask_destination};
+pub use destination::{LazyRestore, LocalFacts, check_destination};
+pub use ferry_transport::wire::finding::{self, Finding, Findings, Force, Forced, Severity, Subject};
 pub use needs::{Needs, describe_needs};
+pub use served::served_by_userfaultfd;
 
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{AddressMove, TcpMode};

@@ -9,6 +9,7 @@ use super::pages::PageIntake;
 use super::receiver::{Receiver, ReceiverEvent};
 use super::recovery::work_directory;
 use super::state::{DestinationAction, DestinationInput, DestinationState};
+use crate::check::Findings;
 use crate::journal::{DestinationRecord, Journal, TaskId};
 use crate::net::hooks::{HookFacts, Stage};
 use crate::page_store::PageStore;
@@ -43,6 +44,8 @@ pub(super) struct Destination {
     sender: Box<dyn ControlSender>,
     inbox: Box<dyn ControlReceiver>,
     abort: watch::Receiver<Option<String>>,
+    /// What was found about the offer, told with the consent.
+    findings: Findings,
     journal: Option<Journal<DestinationRecord>>,
     directory: PathBuf,
     store: Option<Arc<PageStore>>,
@@ -65,6 +68,7 @@ impl Destination {
         link: Arc<dyn Link>,
         (sender, inbox): (Box<dyn ControlSender>, Box<dyn ControlReceiver>),
         abort: watch::Receiver<Option<String>>,
+        findings: Findings,
     ) -> Destination {
         let directory = work_directory(&receiver.plan.work, offer.id);
         Destination {
@@ -74,6 +78,7 @@ impl Destination {
             sender,
             inbox,
             abort,
+            findings,
             journal: None,
             directory,
             store: None,
@@ -334,7 +339,8 @@ impl Destination {
             }
             DestinationAction::SendAccepted => {
                 let restore_cost_us = self.receiver.plan.restore_cost.as_micros() as u64;
-                let accepted = Message::Accepted(Accepted { restore_cost_us });
+                let findings = std::mem::take(&mut self.findings);
+                let accepted = Message::Accepted(Accepted { restore_cost_us, findings });
                 self.say(accepted).await.map_err(DestinationInput::Failure)
             }
             DestinationAction::JournalPrepared => {

@@ -1,6 +1,5 @@
 //! The destination: where the workload comes back, and lives from the commit on.
 
-mod admission;
 mod driver;
 mod handover;
 pub(crate) mod images;

@@ -1,9 +1,9 @@
 //! `ferry receive`: takes links, one migration or one question on each.
 
-use super::admission::{self, Host};
 use super::driver::{Destination, Finished};
 use super::handover::HandoverMaker;
 use super::recovery;
+use crate::check::{Finding, Findings, Force, LocalFacts, Severity, check_destination};
 use crate::net::hooks::Hooks;
 use crate::target::Restorer;
 use ferry_transport::link::{ControlSender, Link, LinkError};
@@ -60,8 +60,17 @@ pub enum ReceiverEvent {
         target: String,
         /// From whom.
         peer: String,
-        /// Why.
-        reasons: Vec<String>,
+        /// Why, and what else was found.
+        findings: Findings,
+    },
+    /// It was asked what it would say to an offer.
+    Checked {
+        /// What.
+        target: String,
+        /// By whom.
+        peer: String,
+        /// The answer.
+        findings: Findings,
     },
     /// A state was entered.
     State {
@@ -141,8 +150,17 @@ impl Receiver {
                 let _ = tokio::time::timeout(Duration::from_secs(5), receiver.recv()).await;
                 Ok(())
             }
-            Message::Offer(offer) => match self.examine(&offer, &theirs) {
-                Ok(abort) => {
+            Message::Check(offer) => {
+                let target = offer.target.clone();
+                let findings = tokio::task::block_in_place(|| self.examine(&offer, &theirs, self.reserved()));
+                self.tell(ReceiverEvent::Checked { target, peer: link.peer(), findings: findings.clone() });
+                sender.send(&Message::Findings(findings)).await?;
+                // The asker closes.
+                let _ = tokio::time::timeout(Duration::from_secs(5), receiver.recv()).await;
+                Ok(())
+            }
+            Message::Offer(offer) => match tokio::task::block_in_place(|| self.admit(&offer, &theirs)) {
+                Ok((abort, findings)) => {
                     let id = offer.id;
                     let target = offer.target.clone();
                     self.tell(ReceiverEvent::Begins { id, target, peer: link.peer() });
@@ -152,43 +170,73 @@ impl Receiver {
                         Arc::clone(&link),
                         (sender, receiver),
                         abort,
+                        findings,
                     );
                     let Finished { runs_here, end } = destination.run().await;
                     self.lock().remove(&id);
                     self.tell(ReceiverEvent::Ended { id, runs_here, end });
                     Ok(())
                 }
-                Err(reasons) => {
+                Err(findings) => {
                     let target = offer.target.clone();
-                    self.tell(ReceiverEvent::Refused { target, peer: link.peer(), reasons: reasons.clone() });
-                    refuse(&mut *sender, &link, reasons).await
+                    self.tell(ReceiverEvent::Refused {
+                        target,
+                        peer: link.peer(),
+                        findings: findings.clone(),
+                    });
+                    refuse(&mut *sender, &link, findings).await
                 }
             },
             other => Err(LinkError::Protocol(format!("{} instead of an offer", other.name()))),
         }
     }
 
-    /// Refuses early what cannot succeed; else reserves the memory.
-    fn examine(&self, offer: &Offer, theirs: &Hello) -> Result<watch::Receiver<Option<String>>, Vec<String>> {
-        let mut active = self.lock();
-        let reserved = active.values().map(|active| active.reserved).sum();
+    /// Everything that this host would say to an offer. Changes nothing.
+    fn examine(&self, offer: &Offer, theirs: &Hello, reserved: Bytes) -> Findings {
         let plan = &self.plan;
-        let host = Host { hello: &plan.hello, reserved, limit: plan.memory_limit, work: &plan.work };
-        let mut reasons = admission::reasons(offer, theirs, &host);
-        if active.contains_key(&offer.id) {
-            reasons.push("this migration is under way already".into());
-        } else if recovery::standing(&plan.state, offer.id).ok()
-            != Some(recovery::DestinationStanding::Unknown)
-        {
-            // A second Accepted in its journal would deny what the first ones came to.
-            reasons.push("a migration of this number was here before: start a new one".into());
-        }
-        if !reasons.is_empty() {
-            return Err(reasons);
-        }
+        let mut here = LocalFacts::read(plan.hello.clone(), vec![plan.state.clone(), plan.work.clone()]);
+        let most = plan.memory_limit.unwrap_or(here.memory_available);
+        here.memory_available = Bytes(most.0.saturating_sub(reserved.0));
+        Findings::new(check_destination(offer, theirs, &here))
+    }
+
+    /// Refuses early what cannot succeed; else reserves the memory, and says what was
+    /// found nevertheless.
+    fn admit(
+        &self,
+        offer: &Offer,
+        theirs: &Hello,
+    ) -> Result<(watch::Receiver<Option<String>>, Findings), Findings> {
         let (abort, watch) = watch::channel(None);
-        active.insert(offer.id, Active { abort, reserved: offer.memory });
-        Ok(watch)
+        // Reserved before it is looked at: of two offers at a time each sees the other's.
+        let reserved = {
+            let mut active = self.lock();
+            let known = if active.contains_key(&offer.id) {
+                Some("this migration is under way already")
+            } else {
+                // A second Accepted in its journal would deny what the first ones came to.
+                let standing = recovery::standing(&self.plan.state, offer.id).ok();
+                (standing != Some(recovery::DestinationStanding::Unknown))
+                    .then_some("a migration of this number was here before: start a new one")
+            };
+            if let Some(what) = known {
+                return Err(Findings::new(vec![Finding::host(Severity::Blocks, Force::Final, what, "")]));
+            }
+            let reserved = active.values().map(|active| active.reserved).sum();
+            active.insert(offer.id, Active { abort, reserved: offer.memory });
+            reserved
+        };
+        let findings = self.examine(offer, theirs, reserved);
+        if findings.stop(offer.forced) {
+            self.lock().remove(&offer.id);
+            return Err(findings);
+        }
+        Ok((watch, findings))
+    }
+
+    /// Memory that migrations under way will still take.
+    fn reserved(&self) -> Bytes {
+        self.lock().values().map(|active| active.reserved).sum()
     }
 
     /// What became of a migration.
@@ -228,9 +276,9 @@ impl Receiver {
 async fn refuse(
     sender: &mut dyn ControlSender,
     link: &Arc<dyn Link>,
-    reasons: Vec<String>,
+    findings: Findings,
 ) -> Result<(), LinkError> {
-    sender.send(&Message::Refused(reasons)).await?;
+    sender.send(&Message::Refused(findings)).await?;
     // Time for it to arrive before the connection goes.
     tokio::time::sleep(Duration::from_millis(200)).await;
     link.close("refused").await;

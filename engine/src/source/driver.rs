@@ -7,6 +7,7 @@ use super::network::SourceNetwork;
 use super::observer::{Observer, Progress};
 use super::pages::{MemoryThread, PageStreams};
 use super::state::{SourceAction, SourceInput, SourceState, learned};
+use crate::check::{Findings, Severity};
 use crate::journal::{Journal, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemorySource, RoundScan};
 use crate::net::connections;
@@ -82,6 +83,8 @@ pub struct Finished {
     pub state: SourceState,
     /// The report, saved.
     pub report: Report,
+    /// What the destination found, where it refused the offer.
+    pub refusal: Option<Findings>,
 }
 
 /// How much of the workload is in CRIU's hands.
@@ -135,6 +138,7 @@ pub struct Source {
     /// What page streams of ended sessions sent.
     sent_before: Bytes,
     doubt_since: Option<Instant>,
+    refusal: Option<Findings>,
     notes: Vec<String>,
 }
 
@@ -175,6 +179,7 @@ impl Source {
             brownout: None,
             sent_before: Bytes(0),
             doubt_since: None,
+            refusal: None,
             notes,
         })
     }
@@ -246,10 +251,17 @@ impl Source {
         self.send(Message::Offer(Box::new(self.plan.offer.clone()))).await?;
         match self.receive(Duration::from_secs(120)).await? {
             Message::Accepted(accepted) => {
-                self.restore_cost = Duration::from_micros(accepted.restore_cost_us)
+                self.restore_cost = Duration::from_micros(accepted.restore_cost_us);
+                for finding in
+                    accepted.findings.all().iter().filter(|found| found.severity >= Severity::Risks)
+                {
+                    self.note(format!("at the destination: {finding}"));
+                }
             }
-            Message::Refused(reasons) => {
-                return Err(format!("the destination refuses: {}", reasons.join("; ")));
+            Message::Refused(findings) => {
+                let why = format!("the destination refuses: {findings}");
+                self.refusal = Some(findings);
+                return Err(why);
             }
             other => return Err(format!("the destination answered the offer with {}", other.name())),
         }
@@ -564,7 +576,7 @@ impl Source {
         if let Err(error) = report.save(&self.plan.state) {
             report.notes.push(format!("the report could not be saved: {error}"));
         }
-        Finished { state, report }
+        Finished { state, report, refusal: self.refusal }
     }
 
     fn final_state(

@@ -2,9 +2,9 @@
 
 mod clock;
 mod driver;
+pub mod dump_cost;
 mod final_state;
 pub mod keeper;
-pub mod needs;
 mod network;
 mod observer;
 mod pages;

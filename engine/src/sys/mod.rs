@@ -5,6 +5,7 @@
 
 pub mod arch;
 pub mod arena;
+pub mod core_scheduling;
 pub mod fdpass;
 pub mod held_packets;
 pub mod inject;

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 const UFFD_API: u64 = 0xaa;
 const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
@@ -93,6 +93,17 @@ impl WriteTracking {
             _ => SpaceState::Alive,
         }
     }
+}
+
+/// Tracking of our own address space, in which nothing is registered: whether this
+/// kernel and these privileges allow it.
+pub fn open() -> io::Result<WriteTracking> {
+    // SAFETY: the system call takes flags and returns a new descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, CREATION_FLAGS) };
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
+    check(fd)?;
+    // SAFETY: the descriptor is fresh and nobody else's.
+    WriteTracking::enable(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn check(status: libc::c_int) -> io::Result<()> {

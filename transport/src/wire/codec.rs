@@ -19,7 +19,8 @@
 //! are empty strings (1 byte becomes 24) and smallest ranges (2 become 16), twice
 //! that where a growing list has spare room.
 
-use super::control::{MAX_IMAGE_PART, Message};
+use super::control::{Accepted, MAX_IMAGE_PART, Message};
+use super::finding::Findings;
 use bincode::config::standard;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -30,6 +31,7 @@ pub const PREFIX_LEN: usize = 9;
 pub const MAX_MESSAGE: usize = FINAL_STATE_LIMIT;
 
 const SMALL_LIMIT: usize = 64 << 10;
+const FINDINGS_LIMIT: usize = 256 << 10;
 const DESCRIPTION_LIMIT: usize = 4 << 20;
 const IMAGE_LIMIT: usize = MAX_IMAGE_PART + (4 << 10);
 const FINAL_STATE_LIMIT: usize = 64 << 20;
@@ -109,6 +111,8 @@ kinds! {
     AskOutcome = 17, Message::AskOutcome(_),
     Outcome = 18, Message::Outcome(..),
     KeepAlive = 19, Message::KeepAlive,
+    Check = 20, Message::Check(_),
+    Findings = 21, Message::Findings(_),
 }
 
 impl MessageKind {
@@ -116,7 +120,9 @@ impl MessageKind {
     pub const fn limit(self) -> usize {
         match self {
             // CPU features, PIDs and file claims grow with the host and the workload.
-            MessageKind::Hello | MessageKind::Offer => DESCRIPTION_LIMIT,
+            MessageKind::Hello | MessageKind::Offer | MessageKind::Check => DESCRIPTION_LIMIT,
+            // 256 findings of a line or two; longer texts are shortened.
+            MessageKind::Accepted | MessageKind::Refused | MessageKind::Findings => FINDINGS_LIMIT,
             MessageKind::Image => IMAGE_LIMIT,
             // About 11 bytes a range: six million ranges.
             MessageKind::FinalState => FINAL_STATE_LIMIT,
@@ -189,6 +195,12 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Message>, CodecError> {
     if image_part_too_long(&message) {
         return Err(CodecError::TooLong { kind, length, limit });
     }
+    if let Some(count) = findings(&message).map(|findings| findings.all().len())
+        && count > Findings::MOST
+    {
+        let cause = format!("{count} findings, at most {} are allowed", Findings::MOST);
+        return Err(CodecError::Malformed { kind, cause });
+    }
     Ok(Some(message))
 }
 
@@ -198,6 +210,7 @@ fn decode_content(kind: MessageKind, content: &[u8]) -> Result<Message, CodecErr
     }
     let decoded = match kind.limit() {
         SMALL_LIMIT => limited::<SMALL_LIMIT>(content),
+        FINDINGS_LIMIT => limited::<FINDINGS_LIMIT>(content),
         DESCRIPTION_LIMIT => limited::<DESCRIPTION_LIMIT>(content),
         IMAGE_LIMIT => limited::<IMAGE_LIMIT>(content),
         _ => limited::<FINAL_STATE_LIMIT>(content),
@@ -223,6 +236,14 @@ fn image_part_too_long(message: &Message) -> bool {
     matches!(message, Message::Image(part) if part.data.len() > MAX_IMAGE_PART)
 }
 
+fn findings(message: &Message) -> Option<&Findings> {
+    match message {
+        Message::Accepted(accepted) => Some(&accepted.findings),
+        Message::Refused(findings) | Message::Findings(findings) => Some(findings),
+        _ => None,
+    }
+}
+
 fn shortened(message: &Message) -> Option<Message> {
     let short = |text: &String| -> String {
         let mut end = text.len().min(SHORTENED_TEXT);
@@ -232,9 +253,12 @@ fn shortened(message: &Message) -> Option<Message> {
         if end == text.len() { text.clone() } else { format!("{} […]", &text[..end]) }
     };
     match message {
-        Message::Refused(reasons) => {
-            Some(Message::Refused(reasons.iter().take(SHORTENED_LIST).map(short).collect()))
+        Message::Accepted(accepted) => {
+            let findings = accepted.findings.shortened(SHORTENED_LIST, short);
+            Some(Message::Accepted(Accepted { findings, ..accepted.clone() }))
         }
+        Message::Refused(findings) => Some(Message::Refused(findings.shortened(SHORTENED_LIST, short))),
+        Message::Findings(findings) => Some(Message::Findings(findings.shortened(SHORTENED_LIST, short))),
         Message::NotResumed(why) => Some(Message::NotResumed(short(why))),
         Message::Abort(why) => Some(Message::Abort(short(why))),
         Message::Failed(why) => Some(Message::Failed(short(why))),

@@ -20,15 +20,19 @@
 //!   Abort  ------------------------------->  at any time before Commit
 //!   AskOutcome{id} ----------------------->  after a reconnect
 //!          <-------------------------------  Outcome{id, …}
+//!
+//!   Check  ------------------------------->  in place of Offer: a question only
+//!          <-------------------------------  Findings
 //! ```
 
+use super::finding::{Findings, Forced};
 use crate::page::{PageRange, Round, SpaceId};
 use crate::units::{Bytes, PageCount};
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version, apart from the product's: raised when a message or
 /// frame changes meaning. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// A migration's identity, random, chosen by the source. Printed as 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,6 +116,35 @@ pub struct FileClaim {
     pub build_id: Option<String>,
 }
 
+/// A hard limit that the workload has and that a restore sets again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitClaim {
+    /// Which, as `/proc/PID/limits` names it: `Max open files`.
+    pub name: String,
+    /// The highest of all processes; `u64::MAX` for unlimited.
+    pub hard: u64,
+}
+
+/// Which protocol a port is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum PortProtocol {
+    /// TCP, listening.
+    Tcp,
+    /// UDP, bound.
+    Udp,
+}
+
+/// A port that the workload serves on and that must be free there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortClaim {
+    /// Of which protocol.
+    pub protocol: PortProtocol,
+    /// Where it is bound.
+    pub address: std::net::IpAddr,
+    /// The port.
+    pub port: u16,
+}
+
 /// What the source wants to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -132,6 +165,12 @@ pub struct Offer {
     pub move_address: Option<AddressMove>,
     /// Files that must be there.
     pub files: Vec<FileClaim>,
+    /// Hard limits that a restore sets again.
+    pub limits: Vec<LimitClaim>,
+    /// Ports that must be free; empty where the workload has a network namespace of its own.
+    pub ports: Vec<PortClaim>,
+    /// Whether findings that may be overridden are.
+    pub forced: Forced,
 }
 
 /// The destination's consent.
@@ -140,6 +179,8 @@ pub struct Accepted {
     /// What a restore of a minimal process costs here, measured by `ferry setup`,
     /// in microseconds: part of the predicted downtime.
     pub restore_cost_us: u64,
+    /// What was found nevertheless: notes, risks, and what was overridden.
+    pub findings: Findings,
 }
 
 /// Totals of one round, which the destination compares with what it stored.
@@ -238,8 +279,8 @@ pub enum Message {
     Offer(Box<Offer>),
     /// Destination: go on.
     Accepted(Accepted),
-    /// Destination: no, and every reason that was found.
-    Refused(Vec<String>),
+    /// Destination: no, and everything that was found.
+    Refused(Findings),
     /// Source: all chunks of this round are on their streams.
     RoundEnd(RoundTotals),
     /// Destination: all of them are in the store.
@@ -270,6 +311,10 @@ pub enum Message {
     Outcome(MigrationId, Outcome),
     /// Either side: still here. Sent when nothing else was for a while.
     KeepAlive,
+    /// Source: what would you say to this offer? Nothing is reserved or made for it.
+    Check(Box<Offer>),
+    /// Destination: this.
+    Findings(Findings),
 }
 
 impl Message {
@@ -295,6 +340,8 @@ impl Message {
             Message::AskOutcome(_) => "AskOutcome",
             Message::Outcome(..) => "Outcome",
             Message::KeepAlive => "KeepAlive",
+            Message::Check(_) => "Check",
+            Message::Findings(_) => "Findings",
         }
     }
 }

@@ -3,4 +3,5 @@
 pub mod codec;
 pub mod compress;
 pub mod control;
+pub mod finding;
 pub mod frame;

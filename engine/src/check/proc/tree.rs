@@ -14,6 +14,8 @@ pub struct Descriptor {
     pub link: String,
     /// File type and permissions.
     pub mode: u32,
+    /// The file system's device number.
+    pub file_system: u64,
     /// The file's inode.
     pub inode: u64,
     /// The device number that a device file stands for.
@@ -24,12 +26,23 @@ pub struct Descriptor {
     pub occupied: u64,
     /// Whether it is open for writing.
     pub writable: bool,
+    /// `O_…` flags; 0 for sockets and anonymous inodes, where they do not matter.
+    pub flags: i32,
+    /// The mount that it was opened through, where there is one.
+    pub mount: Option<u64>,
+    /// Locks and leases on it, as `fdinfo` prints them.
+    pub locks: Vec<String>,
 }
 
 impl Descriptor {
     /// Whether the file's type is this `S_IF…`.
     pub fn is(&self, kind: u32) -> bool {
         self.mode & libc::S_IFMT == kind
+    }
+
+    /// Whether it can only append: CRIU does not compare such a file's size.
+    pub fn is_append_only(&self) -> bool {
+        self.flags & (libc::O_ACCMODE | libc::O_APPEND) == libc::O_WRONLY | libc::O_APPEND
     }
 }
 
@@ -58,6 +71,9 @@ pub struct Tree {
     /// Its processes, parents before children.
     pub processes: Vec<Process>,
 }
+
+/// The most locks of one descriptor that are looked at.
+const MAX_LOCKS: usize = 1000;
 
 /// The namespaces there are; a kernel without one has no link.
 pub const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
@@ -137,14 +153,25 @@ fn describe(pid: i32, fd: i32) -> Option<Descriptor> {
     let target = std::fs::metadata(&path).ok()?;
     // The link's own permissions say how the file was opened.
     let opened = std::fs::symlink_metadata(&path).ok()?;
+    let told = if link.starts_with("socket:") || link.starts_with("anon_inode:") {
+        Fields::default()
+    } else {
+        Fields::of(&format!("/proc/{pid}/fdinfo/{fd}"))
+    };
+    let flags = told.words("flags").next().and_then(|octal| i32::from_str_radix(octal, 8).ok());
+    let locks = told.0.lines().filter_map(|line| line.strip_prefix("lock:")).take(MAX_LOCKS);
     Some(Descriptor {
         fd,
         link,
         mode: target.mode(),
+        file_system: target.dev(),
         inode: target.ino(),
         device: target.rdev(),
         links: target.nlink(),
         occupied: target.blocks() * 512,
         writable: opened.mode() & 0o200 != 0,
+        flags: flags.unwrap_or(0),
+        mount: told.number("mnt_id"),
+        locks: locks.map(|lock| lock.trim().to_owned()).collect(),
     })
 }

@@ -11,6 +11,9 @@ pub(super) fn check(tree: &Tree, report: &mut Report) {
         } else if descriptor.is(libc::S_IFBLK) {
             let (what, advice) = ("a block device is open", "close it before the move");
             report.add(Severity::Blocks, Force::Final, process, subject(descriptor), what, advice);
+        } else if descriptor.is(libc::S_IFIFO) && descriptor.flags & libc::O_DIRECT != 0 {
+            let what = "a pipe in packet mode (O_DIRECT), which CRIU cannot dump";
+            report.add(Severity::Blocks, Force::Final, process, subject(descriptor), what, "make it without");
         } else if descriptor.is(libc::S_IFCHR) {
             devices::check(process, descriptor, report);
         }

@@ -3,12 +3,13 @@
 use super::Report;
 use crate::check::finding::{Finding, Force, Severity, Subject};
 use crate::check::proc::fields::{Fields, Stat};
+use crate::check::proc::may_raise_limits;
 use crate::check::proc::tree::{Tree, namespaces};
+use crate::sys::userfaultfd;
 
 const CAP_NET_ADMIN: u64 = 12;
 const CAP_SYS_PTRACE: u64 = 19;
 const CAP_SYS_ADMIN: u64 = 21;
-const CAP_SYS_RESOURCE: u64 = 24;
 
 pub(super) fn check(tree: &Tree, report: &mut Report) {
     let root = tree.root();
@@ -75,7 +76,12 @@ fn ourselves(report: &mut Report) {
             report.0.push(Finding::host(Severity::Blocks, Force::Overridable, what, "run it as root"));
         }
     }
-    if !has(CAP_SYS_RESOURCE) {
+    if let Err(error) = userfaultfd::open() {
+        let what = format!("memory cannot be followed on this kernel: {error}");
+        let advice = "Linux 6.7 or newer with CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP";
+        report.0.push(Finding::host(Severity::Blocks, Force::Final, what, advice));
+    }
+    if !may_raise_limits() {
         let what = "ferry has no CAP_SYS_RESOURCE here: limits of other users' processes are read from /proc, \
                     and a restore cannot raise a hard limit (open files, processes, locked memory) above ferry's own";
         let advice =

@@ -4,13 +4,20 @@ use super::Report;
 use crate::check::SourceOptions;
 use crate::check::finding::{Force, Severity, Subject};
 use crate::check::proc::tree::{Tree, namespaces};
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 
 pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
     let own_ipc = namespaces("self").get("ipc").copied();
     let private_ipc = tree.root().namespaces.get("ipc").copied() != own_ipc;
+    // What all processes of a server have mapped is said of the first.
+    let mut said = HashSet::new();
     for process in &tree.processes {
-        for mapping in &process.mappings {
+        for mapping in process
+            .mappings
+            .iter()
+            .filter(|mapping| said.insert((&mapping.name, mapping.is_shared_writable())))
+        {
             let name = mapping.name.as_str();
             let mut say = |severity, force, what: String, advice: &str| {
                 let subject =

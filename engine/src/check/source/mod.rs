@@ -1,10 +1,14 @@
 //! The source's side, one file a concern.
 
+mod confinement;
 mod descriptors;
 mod devices;
 mod files;
+mod freezer;
 mod identity;
+mod locks;
 mod mappings;
+mod mounts;
 mod outsiders;
 mod sockets;
 mod tasks;
@@ -50,9 +54,13 @@ pub(super) fn check(root: i32, options: &SourceOptions) -> Vec<Finding> {
     };
     let mut report = Report::default();
     identity::check(&tree, &mut report);
+    confinement::check(&tree, &mut report);
+    freezer::check(&tree, &mut report);
     tasks::check(&tree, &mut report);
     descriptors::check(&tree, &mut report);
     files::check(&tree, options, &mut report);
+    locks::check(&tree, &mut report);
+    mounts::check(&tree, &mut report);
     mappings::check(&tree, options, &mut report);
     sockets::check(&tree, options, &mut report);
     outsiders::check(&tree, &mut report);

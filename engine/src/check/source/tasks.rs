@@ -4,12 +4,23 @@ use super::Report;
 use crate::check::finding::{Force, Severity, Subject};
 use crate::check::proc::fields::Stat;
 use crate::check::proc::tree::{Process, Tree};
+use crate::check::served_by_userfaultfd;
+use ferry_transport::units::Bytes;
 
 pub(super) fn check(tree: &Tree, report: &mut Report) {
     for process in &tree.processes {
         one(process, report);
+        if served_by_userfaultfd([process.pid]).is_some() {
+            let what = "its memory is in the hands of a userfaultfd: the rest of a migration that has just \
+                        arrived here, or another program that follows it";
+            let advice = "try again in a moment";
+            report.add(Severity::Blocks, Force::Final, process, Subject::Process, what, advice);
+        }
     }
 }
+
+/// Shared memory, in KiB, whose copy is felt in the downtime.
+const MUCH_SHARED: u64 = 32 << 10;
 
 fn one(process: &Process, report: &mut Report) {
     let mut say = |severity, force, subject, what: String, advice: &str| {
@@ -58,6 +69,12 @@ fn one(process: &Process, report: &mut Report) {
     if process.stat.state == 'Z' && states.len() <= 1 {
         let what = "it is a zombie that its parent has not waited for; it is carried as one".to_owned();
         say(Severity::Notes, Force::Overridable, Subject::Process, what, "");
+    }
+    let shared: u64 = process.status.number("RssShmem").unwrap_or(0);
+    if shared >= MUCH_SHARED {
+        let what =
+            format!("{} of shared memory, which is copied while it stands still", Bytes(shared * 1024));
+        say(Severity::Notes, Force::Overridable, Subject::Process, what, "it lengthens the downtime");
     }
     if process.status.number::<u32>("Seccomp").unwrap_or(0) != 0 {
         let what = "it is under seccomp; CRIU suspends and restores its filters".to_owned();

@@ -2,6 +2,7 @@ use super::*;
 use crate::page::{PageAddr, PageRange, Round, SpaceId};
 use crate::units::PageCount;
 use crate::wire::control::*;
+use crate::wire::finding::{Finding, Findings, Force, Forced, Severity, Subject};
 use proptest::prelude::*;
 
 fn totals() -> RoundTotals {
@@ -23,6 +24,9 @@ fn every_message() -> Vec<Message> {
             interface: "eth0".into(),
         }),
         files: vec![FileClaim { path: "/bin/x".into(), size: Some(1), mode: 0o100755, build_id: None }],
+        ports: vec![PortClaim { protocol: PortProtocol::Udp, address: [0; 4].into(), port: 53 }],
+        limits: vec![LimitClaim { name: "Max open files".into(), hard: u64::MAX }],
+        forced: Forced::Yes,
     };
     let image = ImageFile { name: "core-1.img".into(), crc: 7, size: 3, offset: 0, data: vec![1, 2, 3] };
     let state = FinalState {
@@ -42,9 +46,9 @@ fn every_message() -> Vec<Message> {
     };
     vec![
         Message::Hello(hello),
-        Message::Offer(Box::new(offer)),
-        Message::Accepted(Accepted { restore_cost_us: 80_000 }),
-        Message::Refused(vec!["no".into(), "and no".into()]),
+        Message::Offer(Box::new(offer.clone())),
+        Message::Accepted(Accepted { restore_cost_us: 80_000, findings: every_finding() }),
+        Message::Refused(every_finding()),
         Message::RoundEnd(totals()),
         Message::RoundAcked(Round(3)),
         Message::Freezing,
@@ -60,7 +64,33 @@ fn every_message() -> Vec<Message> {
         Message::AskOutcome(MigrationId(5)),
         Message::Outcome(MigrationId(5), Outcome::InDoubt("power cut".into())),
         Message::KeepAlive,
+        Message::Check(Box::new(offer)),
+        Message::Findings(every_finding()),
     ]
+}
+
+/// One of every kind of subject.
+fn every_finding() -> Findings {
+    let subjects = [
+        Subject::Process,
+        Subject::Thread { tid: 4712 },
+        Subject::Descriptor { fd: 3, link: "pipe:[1]".into() },
+        Subject::Mapping { start: 1 << 40, end: 1 << 41, name: "/SYSV0".into() },
+        Subject::Mount { path: "/mnt".into() },
+        Subject::Namespace { of: "ipc".into() },
+        Subject::File { path: "/bin/x".into() },
+        Subject::Host,
+    ];
+    let finding = |subject| Finding {
+        severity: Severity::Blocks,
+        pid: Some(4711),
+        comm: "redis".into(),
+        subject,
+        what: "what".into(),
+        advice: "advice".into(),
+        force: Force::Final,
+    };
+    Findings::new(subjects.map(finding).into())
 }
 
 #[test]
@@ -151,7 +181,12 @@ fn a_failure_with_a_long_text_is_still_told() {
         Message::Failed(long.clone()),
         Message::Abort(long.clone()),
         Message::NotResumed(long.clone()),
-        Message::Refused(vec![long.clone(); 500]),
+        Message::Refused(Findings::new(vec![long_finding(&long); 500])),
+        Message::Findings(Findings::new(vec![long_finding(&long); 500])),
+        Message::Accepted(Accepted {
+            restore_cost_us: 0,
+            findings: Findings::new(vec![long_finding(&long); 500]),
+        }),
         Message::Outcome(MigrationId(1), Outcome::InDoubt(long)),
     ] {
         let mut bytes = BytesMut::from(&encode(&message).unwrap()[..]);
@@ -160,6 +195,25 @@ fn a_failure_with_a_long_text_is_still_told() {
     }
     let part = ImageFile { name: "a".into(), crc: 0, size: 0, offset: 0, data: vec![0; MAX_IMAGE_PART + 1] };
     assert!(matches!(encode(&Message::Image(part)), Err(CodecError::TooLong { .. })));
+}
+
+fn long_finding(text: &str) -> Finding {
+    let mut finding = Finding::host(Severity::Blocks, Force::Final, text, text);
+    finding.subject = Subject::File { path: text.into() };
+    finding
+}
+
+#[test]
+fn more_findings_than_a_message_may_hold_are_refused() {
+    // Variant, then a list of one more than allowed: blocks, no process, "", Host, "", "", final.
+    let count = (Findings::MOST as u16 + 1).to_le_bytes();
+    let one = [2u8, 0, 0, 7, 0, 0, 1];
+    let content = [&[3u8, 251][..], &count, &one.repeat(Findings::MOST + 1)].concat();
+    let refused = decode(&mut framed(MessageKind::Refused, &content));
+    assert!(
+        matches!(&refused, Err(CodecError::Malformed { cause, .. }) if cause.contains("257")),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -173,7 +227,7 @@ fn a_full_image_part_fits() {
 
 proptest! {
     #[test]
-    fn a_changed_byte_is_an_error_or_incomplete(which in 0usize..19, at: prop::sample::Index, to: u8) {
+    fn a_changed_byte_is_an_error_or_incomplete(which in 0usize..21, at: prop::sample::Index, to: u8) {
         let message = every_message().swap_remove(which);
         let mut bytes = BytesMut::from(&encode(&message).unwrap()[..]);
         let at = at.index(bytes.len());
