@@ -1,6 +1,8 @@
 //! The source: where the workload runs until the destination's Resumed.
 
+mod account;
 mod clock;
+mod conversation;
 mod driver;
 pub mod dump_cost;
 mod final_state;
@@ -8,9 +10,12 @@ pub mod keeper;
 mod network;
 mod observer;
 mod pages;
+mod plan;
 pub mod recovery;
 pub mod state;
+mod workload;
 
-pub use driver::{Finished, Source, SourceParts, SourcePlan};
+pub use driver::Source;
 pub use network::SourceNetwork;
 pub use observer::{NoObserver, Observer, Progress};
+pub use plan::{Finished, SourceParts, SourcePlan};
