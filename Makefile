@@ -1,4 +1,4 @@
-.PHONY: demo test test-apps test-slow fuzz lint
+.PHONY: demo test test-apps fuzz lint
 
 # Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:

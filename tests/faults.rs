@@ -128,3 +128,47 @@ fn somebody_gives_up_at_every_message() {
     at_each(&mut trial, At::Destination, &AT_DESTINATION, StopDestination, certain);
     trial.finish();
 }
+
+#[test]
+fn the_workload_forks_execs_and_ends_children_in_every_round() {
+    let Some(mut trial) = Trial::new("faults-workload") else { return };
+    for deed in ["fork", "exec", "end", "grow 20", "end", "fork"] {
+        // Before round 0, within it, between two rounds, and right before the freeze.
+        for place in [
+            "after-receive:Accepted",
+            "before-send:RoundEnd",
+            "after-receive:RoundAcked",
+            "before-send:Freezing",
+        ] {
+            trial.goes_wrong(At::Source, place, Workload(deed), There);
+        }
+    }
+    trial.finish();
+}
+
+#[test]
+fn the_destination_has_no_room_and_somebody_is_in_the_way() {
+    let Some(mut trial) = Trial::new("faults-host") else { return };
+    for place in ["before-send:Accepted", "after-receive:Freezing", "after-receive:FinalState"] {
+        trial.goes_wrong(At::Destination, place, FillDisk, Here);
+    }
+    // What is left to be written may still fit.
+    for place in ["before-send:Ready", "after-receive:Commit", "before-send:Resumed"] {
+        trial.goes_wrong(At::Destination, place, FillDisk, Either);
+    }
+    trial.goes_wrong(At::Source, "before-send:FinalState", TakePid, Here);
+    for place in ["after-receive:Accepted", "before-send:Freezing", "after-receive:Ready"] {
+        trial.goes_wrong(At::Source, place, MigrateAgain, There);
+    }
+    trial.finish();
+}
+
+#[test]
+fn the_workload_exits_in_every_round() {
+    for place in
+        ["after-receive:Accepted", "before-send:RoundEnd", "after-receive:RoundAcked", "before-send:Freezing"]
+    {
+        let Some(trial) = Trial::new("faults-exit") else { return };
+        trial.exits(place);
+    }
+}

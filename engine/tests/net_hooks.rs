@@ -73,8 +73,13 @@ fn a_program_that_hangs_is_killed_with_its_children() {
     let failure = hooks.run(Stage::Frozen, &facts()).unwrap_err();
     assert!(failure.how.contains("killed"), "{failure}");
     let child = std::fs::read_to_string(pid_file).unwrap();
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-    assert!(stat.is_empty() || stat.contains(") Z "), "the child lives on: {stat}");
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+    // Killed, it may still be on its way out.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !(stat().is_empty() || stat().contains(") Z ")) {
+        assert!(std::time::Instant::now() < deadline, "the child lives on: {}", stat());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -3,17 +3,20 @@
 Serves lines over TCP: "N" is answered "N COUNT ok" (COUNT: requests of this
 connection), or "N COUNT bad: REASON" when any part of it is wrong. With a
 WITNESS file it also appends step after step to it: a step that is missing there
-was lost, and one that is there twice was run twice.
+was lost, and one that is there twice was run twice. A line "do DEED" makes it
+fork, exec, exit, grow or end the last child, and is answered when that is done.
 Usage: counter.py ADDRESS PORT [WITNESS]
 """
 import hashlib
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 
 wrong = []
+ballast, forked, ended = [], [], set()
 
 
 def worker(number):
@@ -53,8 +56,13 @@ def talk(link, number):
     count = 0
     while True:
         count += 1
-        link.sendall(count.to_bytes(8, "big"))
-        answer = link.recv(8)
+        try:
+            link.sendall(count.to_bytes(8, "big"))
+            answer = link.recv(8)
+        except OSError:
+            answer = b""
+        if number in ended:
+            return
         if int.from_bytes(answer, "big") != count:
             wrong.append(f"child {number} answered {answer!r} to {count}")
             return
@@ -71,10 +79,53 @@ def witness(path):
             time.sleep(0.002)
 
 
+# A child after an exec: another program that counts on.
+AGAIN = """
+import socket, sys
+sys.dont_write_bytecode = True
+sys.path[:0] = [sys.argv[1]]
+import counter
+counter.child(socket.socket(fileno=0))
+"""
+
+
+def do(deed):
+    """Changes what there is to be moved."""
+    name, _, amount = deed.partition(" ")
+    if name == "grow":
+        ballast.append(os.urandom(int(amount) << 20))
+    elif name == "exit":
+        os._exit(0)
+    elif name in ("fork", "exec"):
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            # Memory of its own, touched before it says that it is there.
+            ballast.append(os.urandom(4 << 20))
+            if name == "exec":
+                theirs.set_inheritable(True)
+                os.dup2(theirs.fileno(), 0)
+                os.execv(sys.executable, [sys.executable, "-c", AGAIN, os.path.dirname(os.path.abspath(__file__))])
+            child(theirs)
+        theirs.close()
+        threading.Thread(target=talk, args=(ours, pid), daemon=True).start()
+        forked.append(pid)
+    elif name == "end":
+        pid = forked.pop()
+        ended.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def serve(connection):
     count = 0
     with connection, connection.makefile("rw", newline="\n") as lines:
         for line in lines:
+            if line.startswith("do "):
+                do(line[3:].strip())
+                lines.write("done\n")
+                lines.flush()
+                continue
             count += 1
             state = "ok" if not wrong else "bad: " + "; ".join(wrong)
             lines.write(f"{line.strip()} {count} {state}\n")
@@ -105,4 +156,5 @@ def main():
         threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
 
-main()
+if __name__ == "__main__":
+    main()

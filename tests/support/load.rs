@@ -109,6 +109,17 @@ impl Counter {
     }
 }
 
+impl Counter {
+    /// Has the server do something (see the script), and waits until it is done.
+    pub fn deed(&mut self, deed: &str) -> Result<()> {
+        self.0.get_mut().write_all(format!("do {deed}\n").as_bytes())?;
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        ensure!(line == "done\n", "reply `{}` to {deed}", line.trim());
+        Ok(())
+    }
+}
+
 impl Operation for Counter {
     fn step(&mut self, number: u64) -> Result<()> {
         self.0.get_mut().write_all(format!("{number}\n").as_bytes())?;

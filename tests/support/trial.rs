@@ -7,8 +7,9 @@
 
 use super::load::{Counter, Load};
 use super::rig::{FERRY, NFT, PATIENCE, PORT, Rig, SERVICE, STATE, start_receiver};
-use ferry_lab::hosts::{Cable, Exit, Host, Program};
+use ferry_lab::hosts::{Cable, Exit, Host, Process, Program};
 use nix::sys::signal::Signal;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +43,14 @@ pub enum Deed {
     Interrupt,
     /// SIGTERM to the destination's engine: an orderly shutdown.
     StopDestination,
+    /// The workload itself does something: tests/apps/counter.py says what.
+    Workload(&'static str),
+    /// Another migration of the same workload is tried.
+    MigrateAgain,
+    /// Somebody at the destination takes the workload's PID.
+    TakePid,
+    /// The file systems that the destination writes to are full.
+    FillDisk,
 }
 
 /// Where the workload may run afterwards.
@@ -58,6 +67,8 @@ pub struct Trial {
     rig: Rig,
     pid: i32,
     load: Option<Load>,
+    /// A connection to the workload for commands.
+    commands: RefCell<Counter>,
     mounts: [BTreeSet<String>; 2],
     done: usize,
 }
@@ -78,14 +89,57 @@ impl Trial {
         let pid = rig.start(server).pid;
         let clients = (0..2).map(|_| rig.connect(|| Counter::connect(address))).collect();
         let load = Some(Load::start(clients, 100.0));
+        let commands = RefCell::new(rig.connect(|| Counter::connect(address)));
         let mounts = [0, 1].map(|n| mounts(&rig.lab.hosts()[n]));
-        Some(Trial { rig, pid, load, mounts, done: 0 })
+        Some(Trial { rig, pid, load, commands, mounts, done: 0 })
     }
 
     /// One migration with a fault in it, and the proof that all is well after it.
     pub fn goes_wrong(&mut self, at: At, place: &str, deed: Deed, ends: Ends) {
         let what = format!("{deed:?} at the {at:?}'s {place}");
         let began = Instant::now();
+        let (here, there) = (self.rig.here(), self.rig.there());
+        let (engine, stopped) = self.migrate_to(at, place, &what);
+        let undo = self.perform(deed, &engine);
+        self.let_go(&engine, stopped, &what);
+
+        // What an operator does: mends it, starts the receiver again, resolves.
+        undo();
+        if receiver_of(there).is_none() {
+            start_receiver(there, None).expect("a receiver");
+        }
+        self.resolve(here, &what);
+        let ran = self.where_it_runs(&what);
+        println!("  {what}: runs {ran:?} after {:.1} s", began.elapsed().as_secs_f64());
+        assert!(ends == Ends::Either || ran == ends, "{what}: runs {ran:?}, not {ends:?}\n{}", self.logs());
+        if ran == Ends::There {
+            self.rig.it_moved();
+        }
+        self.nothing_is_left(&what);
+        if !self.load.as_ref().is_some_and(Load::is_well) {
+            println!("{what}: a connection broke\n{}", self.logs());
+            self.load.take().expect("a load").finish();
+        }
+        self.done += 1;
+    }
+
+    /// A migration during which the workload exits. Nothing runs anywhere afterwards,
+    /// and nothing is left of the migration.
+    pub fn exits(mut self, place: &str) {
+        let what = format!("an exit at the source's {place}");
+        let (engine, stopped) = self.migrate_to(At::Source, place, &what);
+        assert!(self.commands.borrow_mut().deed("exit").is_err(), "it cannot answer");
+        let exit = self.let_go(&engine, stopped, &what);
+        assert!(!exit.success(), "{what}: {exit:?}");
+        self.pid = 0;
+        self.nothing_is_left(&what);
+        let report = fs::read_to_string(self.rig.here().path("/run/migrate.out")).unwrap();
+        assert!(report.contains("exited"), "{what}: what happened is not said\n{}", self.logs());
+    }
+
+    /// Starts a migration and waits until it stands at a place; the engine, and the host
+    /// on which one stands.
+    fn migrate_to(&self, at: At, place: &str, what: &str) -> (Process<'_>, &Host) {
         let (here, there) = (self.rig.here(), self.rig.there());
         for host in [here, there] {
             let _ = fs::remove_dir_all(host.path(BREAKPOINT));
@@ -123,9 +177,25 @@ impl Trial {
                 panic!("{what}: ended before it ({exit:?})\n{}", self.logs());
             }
         }
+        (engine, stopped)
+    }
+
+    /// Lets the engine that stands go on; how the source's ended.
+    fn let_go(&self, engine: &Process<'_>, stopped: &Host, what: &str) -> Exit {
+        fs::write(stopped.path(format!("{BREAKPOINT}/go")), b"").unwrap();
+        let exit = engine.wait_for(PATIENCE).unwrap();
+        exit.unwrap_or_else(|| panic!("{what}: the engine does not end\n{}", self.logs()))
+    }
+
+    /// Does it; what is returned undoes it.
+    fn perform(&self, deed: Deed, engine: &Process<'_>) -> Box<dyn FnOnce() + '_> {
+        let (here, there) = (self.rig.here(), self.rig.there());
         match deed {
             Deed::Nothing => {}
-            Deed::CutCable => there.set_cable(Cable::Down).unwrap(),
+            Deed::CutCable => {
+                there.set_cable(Cable::Down).unwrap();
+                return Box::new(|| there.set_cable(Cable::Up).unwrap());
+            }
             Deed::KillSource => engine.kill(Signal::SIGKILL).unwrap(),
             Deed::KillDestination => end_receiver(there, Signal::SIGKILL),
             Deed::KillSourceCriu => kill_criu(here),
@@ -136,29 +206,57 @@ impl Trial {
             Deed::KillDestinationCriu => kill_criu(there),
             Deed::Interrupt => engine.kill(Signal::SIGINT).unwrap(),
             Deed::StopDestination => signal_receiver(there, Signal::SIGTERM),
+            Deed::Workload(deed) => self.commands.borrow_mut().deed(deed).unwrap(),
+            Deed::MigrateAgain => {
+                let to = SocketAddr::from((there.address(), PORT)).to_string();
+                let target = format!("pid:{}", self.pid);
+                let again = ["migrate", &target, "--to", &to, "--state", STATE];
+                let out = here.run(Program::new(FERRY).args(again)).unwrap();
+                assert!(!out.exit.success() && out.stderr.contains("is being migrated already"), "{out:?}");
+            }
+            Deed::TakePid => {
+                let script = format!(
+                    "cat /proc/sys/kernel/ns_last_pid >/run/last-pid; until [ -d /proc/{pid} ]; do echo {before} >/proc/sys/kernel/ns_last_pid; sleep 1000 & done",
+                    pid = self.pid,
+                    before = self.pid - 1
+                );
+                let taker = there.spawn(Program::shell(format!("{script}; wait"))).unwrap();
+                let deadline = Instant::now() + PATIENCE;
+                while there.outer_pid(self.pid).is_err() {
+                    assert!(Instant::now() < deadline, "the PID is not taken");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let pid = self.pid;
+                return Box::new(move || {
+                    taker.kill(Signal::SIGKILL).unwrap();
+                    for (outer, inner) in there.processes().unwrap() {
+                        let line = fs::read_to_string(format!("/proc/{outer}/cmdline")).unwrap_or_default();
+                        if line.starts_with("sleep\0") {
+                            let _ = there.kill(inner, Signal::SIGKILL);
+                        }
+                    }
+                    while there.outer_pid(pid).is_ok() {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    // Else what is started next takes the numbers of the workload's threads.
+                    let out = there.run(Program::shell("cat /run/last-pid >/proc/sys/kernel/ns_last_pid"));
+                    assert!(out.unwrap().exit.success());
+                    // The receiver's own threads have such numbers by now.
+                    end_receiver(there, Signal::SIGTERM);
+                });
+            }
+            Deed::FillDisk => {
+                // State, images and logs are all under /run, a tmpfs of the host's own.
+                let resize = |size: &str| {
+                    let script = format!("mount -o remount,size={size} /run");
+                    let out = there.run(Program::shell(script)).unwrap();
+                    assert!(out.exit.success(), "{out:?}");
+                };
+                resize("$(( $(df -k --output=used /run | tail -1) + 4 ))k");
+                return Box::new(move || resize("50%"));
+            }
         }
-        fs::write(stopped.path(format!("{BREAKPOINT}/go")), b"").unwrap();
-        let exit = engine.wait_for(PATIENCE).unwrap();
-        let exit = exit.unwrap_or_else(|| panic!("{what}: the engine does not end\n{}", self.logs()));
-
-        // What an operator does: mends the cable, starts the receiver again, resolves.
-        there.set_cable(Cable::Up).unwrap();
-        if receiver_of(there).is_none() {
-            start_receiver(there, None).expect("a receiver");
-        }
-        self.resolve(here, &what);
-        let ran = self.where_it_runs(&what);
-        println!("  {what}: {exit:?}, runs {ran:?} after {:.1} s", began.elapsed().as_secs_f64());
-        assert!(ends == Ends::Either || ran == ends, "{what}: runs {ran:?}, not {ends:?}\n{}", self.logs());
-        if ran == Ends::There {
-            self.rig.it_moved();
-        }
-        self.nothing_is_left(&what);
-        if !self.load.as_ref().is_some_and(Load::is_well) {
-            println!("{what}: a connection broke\n{}", self.logs());
-            self.load.take().expect("a load").finish();
-        }
-        self.done += 1;
+        Box::new(|| {})
     }
 
     /// It can be moved again, whatever happened before.
@@ -330,9 +428,4 @@ fn state_of(host: &Host, pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{outer}/stat")).ok()?;
     let state = stat.rsplit_once(") ")?.1.chars().next()?;
     (!matches!(state, 'Z' | 'X')).then_some(state)
-}
-
-/// Whether an engine ended as a killed one does.
-pub fn was_killed(exit: &Exit) -> bool {
-    !exit.success()
 }

@@ -179,6 +179,7 @@ impl Destination {
         self.intake = Some(PageIntake::start(Arc::clone(&self.link), Arc::clone(&store)));
         self.store = Some(store);
         self.images = Some(ImageIntake::new(&images, limit.0));
+        super::numbers::step_over(&self.offer.pids);
         let mut restorer = (plan.restorer)();
         let mut handover = (plan.handover)();
         let parked = tokio::task::spawn_blocking(move || {

@@ -4,6 +4,7 @@ mod driver;
 mod handover;
 pub(crate) mod images;
 mod network;
+mod numbers;
 mod pages;
 mod receiver;
 pub mod recovery;
