@@ -26,6 +26,9 @@ pub fn run(options: Options) -> Result<End> {
         _ => None,
     });
     let engine = engine.with_context(|| format!("this host sends no migration {id}: `ferry status`"))?;
+    if !engine.is_of_here() {
+        bail!("the engine of {id} is in another PID namespace: run this inside it (nsenter --pid)");
+    }
     if !engine.is_alive() {
         bail!("the engine of {id} is not running: `ferry status` says what became of it");
     }

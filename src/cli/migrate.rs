@@ -96,7 +96,9 @@ pub fn run(options: Options) -> Result<End> {
     let _lock = lock(&state, pid)?;
     // An engine before this one, and its keeper too, may have been killed.
     for id in journal::list(&state, JournalSide::Source)? {
-        recovery::settle(&state, id).with_context(|| format!("what migration {id} left"))?;
+        if let Err(error) = recovery::settle(&state, id) {
+            eprintln!("note: migration {id} was left by an engine that died: {error}");
+        }
     }
     let strategy = registry::parse(&options.strategy)?;
     let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;

@@ -67,10 +67,11 @@ pub fn run(options: Options) -> Result<End> {
         handover: Box::new(|| Box::new(PagerHandover::new(host::own_file()))),
     };
     let json = options.common.json;
-    let receiver = Arc::new(Receiver::new(plan, Box::new(move |event| tell(&event, json)))?);
     runtime()?.block_on(async {
+        // First: where another receiver listens already, nothing is touched.
         let listener =
             QuicListener::bind(options.listen, &identity, Trust::open(&state), LinkOptions::default())?;
+        let receiver = Arc::new(Receiver::new(plan, Box::new(move |event| tell(&event, json)))?);
         let at = listener.local_address()?;
         if json {
             println!("{}", serde_json::json!({ "event": "listening", "address": at.to_string() }));

@@ -132,7 +132,8 @@ fn memory(offer: &Offer, here: &LocalFacts, found: &mut Vec<Finding>) {
     let needed = offer.memory.0.saturating_add(offer.memory.0 / 10);
     if needed > here.memory_available.0 {
         let what = format!("it needs {}, and {} are available here", Bytes(needed), here.memory_available);
-        blocks(found, Force::Overridable, what, "free memory here");
+        // The sender's --force is not to fill this host.
+        blocks(found, Force::Final, what, "free memory here, or receive with a higher --memory-limit");
     }
     for place in &here.places {
         let Ok(room) = nix::sys::statvfs::statvfs(place) else { continue };

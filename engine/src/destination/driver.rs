@@ -59,6 +59,8 @@ pub(super) struct Destination {
     copy: Copy,
     times: RestoreTimes,
     committed_at: Option<Instant>,
+    /// Why it ends, for the hook.
+    cause: Option<String>,
 }
 
 impl Destination {
@@ -92,6 +94,7 @@ impl Destination {
             copy: Copy::None,
             times: RestoreTimes::default(),
             committed_at: None,
+            cause: None,
         }
     }
 
@@ -103,6 +106,9 @@ impl Destination {
             let mut input = self.next(&state).await.unwrap_or_else(DestinationInput::Failure);
             // An action that fails is the next thing that happens.
             loop {
+                if let DestinationInput::Failure(cause) | DestinationInput::NeverRan(cause) = &input {
+                    self.cause = Some(cause.clone());
+                }
                 let (next, actions) = match state.clone().step(input) {
                     Ok(step) => step,
                     Err(illegal) => {
@@ -172,9 +178,13 @@ impl Destination {
             interface: moved.map(|moved| moved.interface.clone()),
             ..HookFacts::default()
         };
-        self.network = Some(DestinationNetwork::prepare(self.offer.id, moved, plan.hooks.clone(), facts)?);
+        let mut network = DestinationNetwork::prepare(self.offer.id, moved, plan.hooks.clone(), facts)?;
+        network.take_notes().into_iter().for_each(|note| self.note(note));
+        self.network = Some(network);
         // The workload grows while it moves: a quarter more, or what the user allows.
-        let limit = plan.memory_limit.unwrap_or(Bytes(self.offer.memory.0 / 4 * 5 + (256 << 20)));
+        let limit = plan
+            .memory_limit
+            .unwrap_or(Bytes((self.offer.memory.0 / 4).saturating_mul(5).saturating_add(256 << 20)));
         let store = Arc::new(PageStore::new(limit).map_err(|error| error.to_string())?);
         self.intake = Some(PageIntake::start(Arc::clone(&self.link), Arc::clone(&store)));
         self.store = Some(store);
@@ -208,7 +218,9 @@ impl Destination {
                 }
                 Message::Freezing => {
                     self.record(&DestinationRecord::TakingOver)?;
-                    self.network()?.take_over()?;
+                    let network = self.network()?;
+                    network.take_over()?;
+                    network.take_notes().into_iter().for_each(|note| self.note(note));
                 }
                 Message::Image(part) => {
                     let images = self.images.as_mut().ok_or("no place for images")?;
@@ -253,6 +265,7 @@ impl Destination {
         let mut pids: Vec<u32> = vec![state.root_pid];
         pids.extend(state.spaces.iter().map(|space| space.image_pid).filter(|pid| *pid != state.root_pid));
         self.record(&DestinationRecord::Restoring { pids: pids.clone() })?;
+        self.network()?.facts.pid = pids.first().and_then(|pid| i32::try_from(*pid).ok());
         tokio::task::block_in_place(|| {
             self.network.as_ref().map_or(Ok(()), |n| n.hook(Stage::BeforeRestore))
         })?;
@@ -422,7 +435,8 @@ impl Destination {
         if let Some(Err(error)) = self.network.as_mut().map(DestinationNetwork::undo) {
             self.note(error);
         }
-        self.hook_after(Stage::Discarded, None);
+        let cause = self.cause.take();
+        self.hook_after(Stage::Discarded, cause);
         keep_logs(&self.directory, &self.receiver.plan.state, self.offer.id);
         let _ = std::fs::remove_dir_all(&self.directory);
     }
@@ -433,9 +447,11 @@ impl Destination {
         intake.complete(totals, patience).await
     }
 
-    /// The next message, unless the link ends, the user gives up, or pages cannot be stored.
+    /// The next message, unless the link ends, the user gives up, or pages cannot be
+    /// stored. A source that sends pages is not silent.
     async fn hear(&mut self, patience: Duration) -> Result<Message, String> {
         let mut abort = self.abort.clone();
+        let mut stored = 0;
         loop {
             let said = tokio::select! {
                 message = self.inbox.recv() => message.map_err(|error| format!("the source is gone: {error}"))?,
@@ -445,6 +461,10 @@ impl Destination {
                 }
                 () = tokio::time::sleep(patience) => {
                     let broken = self.intake.as_ref().and_then(PageIntake::failure);
+                    let now = self.intake.as_ref().map_or(0, PageIntake::chunks);
+                    if broken.is_none() && now > std::mem::replace(&mut stored, now) {
+                        continue;
+                    }
                     return Err(broken.unwrap_or_else(|| format!("the source was silent for {patience:?}")));
                 }
             };

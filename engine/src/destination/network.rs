@@ -16,6 +16,8 @@ use ferry_transport::wire::control::{AddressMove, MigrationId};
 pub(super) struct DestinationNetwork {
     moving: Option<Moving>,
     hooks: Hooks,
+    /// What is not as good as it could be.
+    notes: Vec<String>,
     pub(super) facts: HookFacts,
 }
 
@@ -34,6 +36,7 @@ impl DestinationNetwork {
         hooks: Hooks,
         facts: HookFacts,
     ) -> Result<DestinationNetwork, String> {
+        let mut notes = Vec::new();
         let moving = match moved {
             None => None,
             Some(moved) => {
@@ -44,12 +47,12 @@ impl DestinationNetwork {
                     .map_err(|error| format!("the address cannot be announced: {error}"))?;
                 // Without it clients retransmit: slower, not wrong.
                 let hold = Hold::prepare(address.interface(), moved.address)
-                    .inspect_err(|error| tracing::warn!(%error, "packets cannot be held here"))
+                    .inspect_err(|error| notes.push(unheld(error)))
                     .ok();
                 Some(Moving { address, drop, hold, announcer: Some(announcer) })
             }
         };
-        Ok(DestinationNetwork { moving, hooks, facts })
+        Ok(DestinationNetwork { moving, hooks, notes, facts })
     }
 
     /// The source is about to freeze: takes the address, silent, and has the clients
@@ -62,7 +65,7 @@ impl DestinationNetwork {
             tracing::debug!(%error, "closing connections were left as they are");
         }
         if let Some(Err(error)) = moving.hold.as_mut().map(Hold::begin) {
-            tracing::warn!(%error, "packets cannot be held here");
+            self.notes.push(unheld(&error));
             moving.hold = None;
         }
         moving.address.give().map_err(|error| error.to_string())?;
@@ -99,7 +102,16 @@ impl DestinationNetwork {
         off.and(removed)
     }
 
+    /// What was not said yet.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
     pub(super) fn hook(&self, stage: Stage) -> Result<(), String> {
         self.hooks.run(stage, &self.facts).map_err(|error| error.to_string())
     }
+}
+
+fn unheld(error: &std::io::Error) -> String {
+    format!("what clients send during the switch-over is not held here, they will send it again: {error}")
 }

@@ -55,10 +55,8 @@ impl PageIntake {
     }
 
     /// Waits until everything that the source says it sent in a round is stored,
-    /// and compares.
+    /// and compares. `patience` is for a silence: it begins anew with every chunk.
     pub(super) async fn complete(&mut self, totals: &RoundTotals, patience: Duration) -> Result<(), String> {
-        let deadline = tokio::time::sleep(patience);
-        tokio::pin!(deadline);
         loop {
             self.stored.borrow_and_update();
             let arrived = self.store.totals(totals.round);
@@ -76,9 +74,9 @@ impl PageIntake {
             tokio::select! {
                 _ = self.stored.changed() => {}
                 _ = self.broken.changed() => {}
-                () = &mut deadline => {
+                () = tokio::time::sleep(patience) => {
                     return Err(format!(
-                        "round {}: only {} of {} chunks arrived within {patience:?}",
+                        "round {}: {} of {} chunks arrived, and none for {patience:?}",
                         totals.round.0, arrived.chunks, totals.chunks
                     ));
                 }
@@ -86,7 +84,12 @@ impl PageIntake {
         }
     }
 
-    /// Completes when a page cannot be stored; the link's own end is not one.
+    /// How many chunks have been stored: that it grows says that the source is at work.
+    pub(super) fn chunks(&self) -> u64 {
+        *self.stored.borrow()
+    }
+
+    /// Why pages cannot be stored; the link's own end is not a reason.
     pub(super) fn failure(&self) -> Option<String> {
         self.broken.borrow().clone()
     }

@@ -4,6 +4,7 @@ use super::driver::{Destination, Finished};
 use super::handover::HandoverMaker;
 use super::recovery;
 use crate::check::{Finding, Findings, Force, LocalFacts, Severity, check_destination};
+use crate::journal::{self, Side};
 use crate::net::hooks::Hooks;
 use crate::target::Restorer;
 use ferry_transport::link::{ControlSender, Link, LinkError};
@@ -120,7 +121,10 @@ impl Receiver {
             events(ReceiverEvent::Note { id, note: format!("left by an earlier receiver: {standing:?}") });
         }
         if let Ok(mut nft) = crate::net::nft::Nft::open() {
-            let _ = nft.remove_leftovers(&[]);
+            // Another receiver with this state may be at work.
+            let mut alive = journal::list(&plan.state, Side::Destination)?;
+            alive.retain(|id| journal::is_open(&plan.state, *id, Side::Destination));
+            let _ = nft.remove_leftovers(&alive);
         }
         Ok(Receiver { plan, active: Mutex::default(), events })
     }
@@ -222,7 +226,7 @@ impl Receiver {
             if let Some(what) = known {
                 return Err(Findings::new(vec![Finding::host(Severity::Blocks, Force::Final, what, "")]));
             }
-            let reserved = active.values().map(|active| active.reserved).sum();
+            let reserved = reserved_by(&active);
             active.insert(offer.id, Active { abort, reserved: offer.memory });
             reserved
         };
@@ -236,7 +240,7 @@ impl Receiver {
 
     /// Memory that migrations under way will still take.
     fn reserved(&self) -> Bytes {
-        self.lock().values().map(|active| active.reserved).sum()
+        reserved_by(&self.lock())
     }
 
     /// What became of a migration.
@@ -271,6 +275,11 @@ impl Receiver {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A peer says how much: no sum of it may wrap.
+fn reserved_by(active: &HashMap<MigrationId, Active>) -> Bytes {
+    Bytes(active.values().fold(0, |sum, active| active.reserved.0.saturating_add(sum)))
 }
 
 async fn refuse(

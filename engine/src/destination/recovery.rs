@@ -55,7 +55,8 @@ impl DestinationStanding {
 
 /// What the journal says now.
 pub fn standing(state: &Path, id: MigrationId) -> io::Result<DestinationStanding> {
-    Ok(conclude(&journal::read(state, id)?, TaskId::is_alive))
+    let entries = journal::read(state, id)?;
+    Ok(conclude(&entries, |_| journal::is_open(state, id, Side::Destination)))
 }
 
 /// What the records prove, told which processes are alive. Pure.
@@ -179,7 +180,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
     match settlement(&found, || release_trace(work, id), TaskId::is_alive) {
         Settlement::Leave => {
             // It died in the brownout: the pager goes on alone, and needs no file.
-            if found == DestinationStanding::Resumed && !is_served(state, id)? {
+            if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
                 let _ = std::fs::remove_dir_all(work_directory(work, id));
             }
             return Ok(found);
@@ -198,14 +199,6 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         }
     }
     standing(state, id)
-}
-
-/// Whether the receiver that took a migration lives.
-fn is_served(state: &Path, id: MigrationId) -> io::Result<bool> {
-    let entries = journal::read::<DestinationRecord>(state, id)?;
-    Ok(entries.iter().any(
-        |entry| matches!(&entry.record, DestinationRecord::Accepted { engine, .. } if engine.is_alive()),
-    ))
 }
 
 fn release_trace(work: &Path, id: MigrationId) -> ReleaseTrace {
@@ -269,8 +262,8 @@ pub fn settle_all(state: &Path, work: &Path) -> io::Result<Vec<(MigrationId, Des
 mod tests {
     use super::*;
 
-    const ENGINE: TaskId = TaskId { pid: 1, start_time: 1 };
-    const TASK: TaskId = TaskId { pid: 2, start_time: 2 };
+    const ENGINE: TaskId = TaskId { pid: 1, start_time: 1, namespace: 0 };
+    const TASK: TaskId = TaskId { pid: 2, start_time: 2, namespace: 0 };
 
     fn told(records: &[DestinationRecord]) -> DestinationStanding {
         let accepted = DestinationRecord::Accepted {
@@ -318,7 +311,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let id = MigrationId(5);
         let mut journal = Journal::open(state.path(), id).unwrap();
-        let dead = TaskId { pid: 1 << 21, start_time: 1 };
+        let dead = TaskId { pid: 1 << 21, start_time: 1, namespace: 0 };
         journal
             .append(&DestinationRecord::Accepted {
                 target: "pid:2".into(),
@@ -329,6 +322,8 @@ mod tests {
             .unwrap();
         journal.append(&DestinationRecord::Prepared { tasks: vec![dead] }).unwrap();
         journal.append(&DestinationRecord::Committed).unwrap();
+        assert_eq!(outcome(state.path(), state.path(), id), Outcome::Undecided, "its receiver is at work");
+        drop(journal);
         assert_eq!(outcome(state.path(), state.path(), id), Outcome::NotResumed);
         assert!(matches!(standing(state.path(), id).unwrap(), DestinationStanding::Discarded { .. }));
         assert_eq!(outcome(state.path(), state.path(), MigrationId(6)), Outcome::Unknown);

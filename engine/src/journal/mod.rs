@@ -20,6 +20,7 @@ mod record;
 pub use record::{DestinationRecord, Entry, Record, Side, SourceRecord, TaskId};
 
 use ferry_transport::wire::control::MigrationId;
+use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -38,11 +39,17 @@ pub struct Journal<R> {
 }
 
 impl<R: Record> Journal<R> {
-    /// Opens the journal of `id` for appending, creating it if it is new.
+    /// Opens the journal of `id` for appending, creating it if it is new. It is locked
+    /// until this is dropped or its process dies: who has it open is at work on the
+    /// migration, and a lock says so across namespaces, where a PID does not.
+    ///
+    /// # Errors
+    /// `EAGAIN`: somebody else has it open.
     pub fn open(state: &Path, id: MigrationId) -> io::Result<Journal<R>> {
         let path = path_of(state, id, R::SIDE);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory(state))?;
         let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&whole(libc::F_WRLCK)))?;
         Ok(Journal { file, path, kind: std::marker::PhantomData })
     }
 
@@ -72,6 +79,21 @@ impl<R: Record> Journal<R> {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether somebody has the journal open for appending: the engine that is at work on
+/// the migration.
+pub fn is_open(state: &Path, id: MigrationId, side: Side) -> bool {
+    let Ok(file) = File::open(path_of(state, id, side)) else { return false };
+    let mut lock = whole(libc::F_RDLCK);
+    // Asks only; a lock of one's own could be in the way of who opens it now.
+    let asked = fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock));
+    asked.is_ok() && lock.l_type != libc::F_UNLCK as i16
+}
+
+/// A lock on the whole of a file.
+fn whole(kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 /// Reads a journal: every whole record, oldest first. A missing file is empty.
@@ -140,7 +162,11 @@ mod tests {
         let id = MigrationId(7);
         let mut journal = Journal::open(state.path(), id).unwrap();
         journal.append(&DestinationRecord::Committed).unwrap();
+        assert!(is_open(state.path(), id, Side::Destination));
+        let second = Journal::<DestinationRecord>::open(state.path(), id);
+        assert_eq!(second.unwrap_err().raw_os_error(), Some(libc::EAGAIN), "one at a time");
         drop(journal);
+        assert!(!is_open(state.path(), id, Side::Destination));
         let mut journal = Journal::open(state.path(), id).unwrap();
         journal.append(&DestinationRecord::Resumed).unwrap();
         assert_eq!(records(state.path(), id), [DestinationRecord::Committed, DestinationRecord::Resumed]);
@@ -156,9 +182,11 @@ mod tests {
         journal.append(&DestinationRecord::Committed).unwrap();
         let first = std::fs::metadata(journal.path()).unwrap().len() as usize;
         journal.append(&DestinationRecord::Discarded { cause: "cut".into() }).unwrap();
-        let whole = std::fs::read(journal.path()).unwrap();
+        let path = journal.path().to_owned();
+        drop(journal);
+        let whole = std::fs::read(&path).unwrap();
         for end in first..whole.len() - 1 {
-            std::fs::write(journal.path(), &whole[..end]).unwrap();
+            std::fs::write(&path, &whole[..end]).unwrap();
             assert_eq!(records(state.path(), id), [DestinationRecord::Committed], "cut at {end}");
             Journal::open(state.path(), id).unwrap().append(&DestinationRecord::Resumed).unwrap();
             let [DestinationRecord::Committed, DestinationRecord::Resumed] = records(state.path(), id)[..]
@@ -169,7 +197,7 @@ mod tests {
         for at in first..whole.len() - 1 {
             let mut altered = whole.clone();
             altered[at] ^= 0x01;
-            std::fs::write(journal.path(), &altered).unwrap();
+            std::fs::write(&path, &altered).unwrap();
             assert_eq!(records(state.path(), id).first(), Some(&DestinationRecord::Committed));
             assert!(records(state.path(), id).len() < 2, "altered at {at}");
         }

@@ -39,33 +39,50 @@ pub struct Entry<R: Record> {
     pub record: R,
 }
 
-/// A process that cannot be mistaken for a later one with the same number.
+/// A process that cannot be mistaken for a later one with the same number, nor for
+/// one of another PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskId {
     /// Its PID on this host.
     pub pid: i32,
     /// Field 22 of `/proc/PID/stat`: clock ticks after boot.
     pub start_time: u64,
+    /// The inode of the PID namespace that the number is of.
+    pub namespace: u64,
 }
 
 impl TaskId {
     /// The process that has this PID now. `NotFound` when there is none.
     pub fn of(pid: i32) -> std::io::Result<TaskId> {
         let stat = crate::sys::procfs::stat::of(pid)?;
-        Ok(TaskId { pid, start_time: stat.start_time })
+        Ok(TaskId { pid, start_time: stat.start_time, namespace: own_namespace() })
+    }
+
+    /// Whether its number means anything in the PID namespace of this process.
+    pub fn is_of_here(&self) -> bool {
+        self.namespace == own_namespace()
     }
 
     /// Whether somebody has stopped it by a signal.
     pub fn is_stopped(&self) -> bool {
-        crate::sys::procfs::stat::of(self.pid)
-            .is_ok_and(|stat| stat.start_time == self.start_time && stat.state.0 == b'T')
+        self.is_of_here()
+            && crate::sys::procfs::stat::of(self.pid)
+                .is_ok_and(|stat| stat.start_time == self.start_time && stat.state.0 == b'T')
     }
 
     /// Whether the very process still exists and has not exited.
     pub fn is_alive(&self) -> bool {
-        crate::sys::procfs::stat::of(self.pid)
-            .is_ok_and(|stat| stat.start_time == self.start_time && !stat.state.is_dead())
+        self.is_of_here()
+            && crate::sys::procfs::stat::of(self.pid)
+                .is_ok_and(|stat| stat.start_time == self.start_time && !stat.state.is_dead())
     }
+}
+
+/// The PID namespace of this process.
+fn own_namespace() -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    static OWN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *OWN.get_or_init(|| std::fs::metadata("/proc/self/ns/pid").map_or(0, |about| about.ino()))
 }
 
 /// What the source decides.

@@ -7,11 +7,15 @@
 //! the engine has. At its end the keeper reads the journal, and settles what the
 //! engine left, if it left anything.
 
-use super::recovery;
+use super::recovery::{self, SourceStanding};
 use ferry_transport::wire::control::MigrationId;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long an engine may take from the end of its pipe to its own.
+const DYING: Duration = Duration::from_secs(10);
 
 /// The verb that makes a program of ours the keeper.
 pub const KEEPER_VERB: &str = "__keeper";
@@ -44,8 +48,15 @@ pub fn keeper_main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let _ = io::stdin().read_to_end(&mut Vec::new());
-    match recovery::settle(Path::new(&state), id) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    // Of a dying engine the pipe may be closed before its journal is.
+    let deadline = Instant::now() + DYING;
+    loop {
+        match recovery::settle(Path::new(&state), id) {
+            Ok(SourceStanding::UnderWay) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(_) => return ExitCode::SUCCESS,
+            Err(_) => return ExitCode::FAILURE,
+        }
     }
 }

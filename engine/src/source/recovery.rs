@@ -71,7 +71,7 @@ pub async fn ask(connector: &dyn Connector, hello: &Hello, id: MigrationId) -> R
 /// What the journal says, and whether its engine lives.
 pub fn standing(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     let entries = journal::read::<SourceRecord>(state, id)?;
-    Ok(conclude(&entries, TaskId::is_alive))
+    Ok(conclude(&entries, |_| journal::is_open(state, id, Side::Source)))
 }
 
 /// What the records say, told which processes are alive. Pure.
@@ -110,6 +110,7 @@ pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
         return Ok(found);
     }
     let Left { address, images, tasks, stopped } = left(state, id);
+    of_here(&tasks).map_err(io::Error::other)?;
     let announcing = address.map(give_back);
     rescue::let_run(&images, &tasks, &stopped);
     announcing.map_or(Ok(()), wait_announced).map_err(io::Error::other)?;
@@ -125,6 +126,7 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     let SourceStanding::InDoubt { tasks } = standing(state, id).map_err(|error| error.to_string())? else {
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
+    of_here(&tasks)?;
     let Left { address, images, stopped, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
@@ -149,6 +151,17 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
     let _ = journal.sync();
     let _ = std::fs::remove_dir_all(images);
     Ok(done)
+}
+
+/// Tasks of another PID namespace cannot be reached from here, nor mistaken for others.
+fn of_here(tasks: &[TaskId]) -> Result<(), String> {
+    match tasks.iter().find(|task| !task.is_of_here()) {
+        None => Ok(()),
+        Some(task) => Err(format!(
+            "its processes (root {}) are of another PID namespace: run this inside it (nsenter --pid)",
+            task.pid
+        )),
+    }
 }
 
 /// Gives a moved address back to this host, and begins to tell the clients.
@@ -208,8 +221,8 @@ pub fn parse_address_move(text: &str) -> Option<AddressMove> {
 mod tests {
     use super::*;
 
-    const ENGINE: TaskId = TaskId { pid: 1, start_time: 1 };
-    const TASK: TaskId = TaskId { pid: 2, start_time: 2 };
+    const ENGINE: TaskId = TaskId { pid: 1, start_time: 1, namespace: 0 };
+    const TASK: TaskId = TaskId { pid: 2, start_time: 2, namespace: 0 };
 
     fn told(records: &[SourceRecord], engine_lives: bool) -> SourceStanding {
         let started = SourceRecord::Started {

@@ -10,7 +10,8 @@ use ferry_engine::journal::{DestinationRecord, Entry, TaskId};
 use std::collections::VecDeque;
 
 /// The copy's processes.
-pub const COPY: [TaskId; 2] = [TaskId { pid: 20, start_time: 1 }, TaskId { pid: 21, start_time: 1 }];
+pub const COPY: [TaskId; 2] =
+    [TaskId { pid: 20, start_time: 1, namespace: 0 }, TaskId { pid: 21, start_time: 1, namespace: 0 }];
 
 /// What the destination touches.
 pub struct Surroundings<'a> {

@@ -9,9 +9,10 @@ use ferry_engine::source::state::{SourceAction, SourceInput, SourceState};
 use std::collections::VecDeque;
 
 /// The source's two processes.
-pub const TASKS: [TaskId; 2] = [TaskId { pid: 10, start_time: 1 }, TaskId { pid: 11, start_time: 1 }];
+pub const TASKS: [TaskId; 2] =
+    [TaskId { pid: 10, start_time: 1, namespace: 0 }, TaskId { pid: 11, start_time: 1, namespace: 0 }];
 /// The source's engine.
-pub const ENGINE: TaskId = TaskId { pid: 1, start_time: 1 };
+pub const ENGINE: TaskId = TaskId { pid: 1, start_time: 1, namespace: 0 };
 
 /// What the source touches.
 pub struct Surroundings<'a> {

@@ -110,7 +110,7 @@ impl World {
             link: Link::default(),
             source: Some(source),
             destination: None,
-            receiver: Receiver::Serves(TaskId { pid: 2, start_time: 1 }),
+            receiver: Receiver::Serves(TaskId { pid: 2, start_time: 1, namespace: 0 }),
             question: None,
         }
     }

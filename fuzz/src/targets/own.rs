@@ -30,8 +30,8 @@ fn conclude(input: &[u8]) {
 }
 
 pub(super) fn journal_seeds() -> Vec<Vec<u8>> {
-    let engine = TaskId { pid: 1, start_time: 2 };
-    let tasks = vec![TaskId { pid: 3, start_time: 4 }];
+    let engine = TaskId { pid: 1, start_time: 2, namespace: 0 };
+    let tasks = vec![TaskId { pid: 3, start_time: 4, namespace: 0 }];
     let move_ip = Some("192.0.2.7/24@eth0".to_owned());
     let source = [
         SourceRecord::Started {

@@ -140,11 +140,6 @@ impl Process {
     pub fn fdinfo(&self, fd: i32) -> Fields {
         Fields::of(&format!("/proc/{}/fdinfo/{fd}", self.pid))
     }
-
-    /// Its number in its innermost PID namespace.
-    pub fn own_pid(&self) -> i32 {
-        self.status.words("NSpid").last().and_then(|pid| pid.parse().ok()).unwrap_or(self.pid)
-    }
 }
 
 fn describe(pid: i32, fd: i32) -> Option<Descriptor> {

@@ -94,16 +94,16 @@ fn ourselves(report: &mut Report) {
 fn nested(tree: &Tree, report: &mut Report) {
     let (root, own) = (tree.root(), namespaces("self"));
     let of_its_own = |kind: &str| root.namespaces.get(kind) != own.get(kind);
-    if of_its_own("pid") && root.own_pid() != 1 {
+    if of_its_own("pid") {
         let subject = Subject::Namespace { of: "pid".into() };
-        let what = "it lives in a PID namespace whose init is not part of the tree";
+        let what = "it lives in another PID namespace than ferry, whose numbers the images would have";
         report.add(
             Severity::Blocks,
             Force::Final,
             root,
             subject,
             what,
-            "name the namespace's init as the target",
+            "run ferry inside that namespace: nsenter --target PID --pid --mount",
         );
     }
     for process in &tree.processes[1..] {
