@@ -130,6 +130,17 @@ fn somebody_gives_up_at_every_message() {
 }
 
 #[test]
+fn an_operator_aborts_at_either_end() {
+    let Some(mut trial) = Trial::new("faults-operator") else { return };
+    for place in ["before-send:RoundEnd", "before-send:Freezing", "before-send:FinalState"] {
+        trial.goes_wrong(At::Source, place, AbortHere, Here);
+    }
+    // The receiver looks a few times a second, and the rounds here are short: it may be late.
+    trial.goes_wrong(At::Destination, "after-receive:RoundEnd", AbortThere, Either);
+    trial.finish();
+}
+
+#[test]
 fn the_workload_forks_execs_and_ends_children_in_every_round() {
     let Some(mut trial) = Trial::new("faults-workload") else { return };
     for deed in ["fork", "exec", "end", "grow 20", "end", "fork"] {

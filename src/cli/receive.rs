@@ -80,8 +80,10 @@ pub fn run(options: Options) -> Result<End> {
         }
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut look = tokio::time::interval(Duration::from_millis(250));
         loop {
             tokio::select! {
+                _ = look.tick() => receiver.heed_requests(),
                 link = listener.accept() => match link {
                     Some(link) => {
                         let link = match &options.breakpoint {

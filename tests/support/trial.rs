@@ -43,6 +43,9 @@ pub enum Deed {
     Interrupt,
     /// SIGTERM to the destination's engine: an orderly shutdown.
     StopDestination,
+    /// `ferry abort` at the source, and at the destination.
+    AbortHere,
+    AbortThere,
     /// The workload itself does something: tests/apps/counter.py says what.
     Workload(&'static str),
     /// Another migration of the same workload is tried.
@@ -206,6 +209,8 @@ impl Trial {
             Deed::KillDestinationCriu => kill_criu(there),
             Deed::Interrupt => engine.kill(Signal::SIGINT).unwrap(),
             Deed::StopDestination => signal_receiver(there, Signal::SIGTERM),
+            Deed::AbortHere => abort(here),
+            Deed::AbortThere => abort(there),
             Deed::Workload(deed) => self.commands.borrow_mut().deed(deed).unwrap(),
             Deed::MigrateAgain => {
                 let to = SocketAddr::from((there.address(), PORT)).to_string();
@@ -411,6 +416,15 @@ fn end_receiver(host: &Host, signal: Signal) {
         assert!(Instant::now() < deadline, "the receiver does not end");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Starts `ferry abort` of what is under way on a host. It ends when the migration does.
+fn abort(host: &Host) {
+    let out = host.run(Program::new(FERRY).args(["status", "--open", "--json", "--state", STATE])).unwrap();
+    let open: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    let line = open.as_array().unwrap().iter().find(|line| line["standing"] == "under way");
+    let id = line.expect("a migration under way")["id"].as_str().unwrap().to_owned();
+    host.spawn(Program::new(FERRY).args(["abort", &id, "--state", STATE])).unwrap();
 }
 
 fn kill_criu(host: &Host) {

@@ -8,6 +8,7 @@ mod numbers;
 mod pages;
 mod receiver;
 pub mod recovery;
+pub mod requests;
 pub mod state;
 
 pub use handover::{HandoverMaker, PageHandover, PagerHandover, Serving};

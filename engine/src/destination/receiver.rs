@@ -3,6 +3,7 @@
 use super::driver::{Destination, Finished};
 use super::handover::HandoverMaker;
 use super::recovery;
+use super::requests;
 use crate::check::{Finding, Findings, Force, LocalFacts, Severity, check_destination};
 use crate::journal::{self, Side};
 use crate::net::hooks::Hooks;
@@ -255,9 +256,14 @@ impl Receiver {
         recovery::outcome(&self.plan.state, &self.plan.work, id)
     }
 
-    /// Gives up a migration that is not committed; whether there is one.
-    pub fn abort(&self, id: MigrationId, reason: &str) -> bool {
-        self.lock().get(&id).is_some_and(|active| active.abort.send(Some(reason.into())).is_ok())
+    /// Does what operators have asked for since it was last called: gives up
+    /// migrations, unless they are committed.
+    pub fn heed_requests(&self) {
+        for (id, active) in self.lock().iter() {
+            if requests::take(&self.plan.state, *id) {
+                let _ = active.abort.send(Some("given up at the destination (`ferry abort`)".into()));
+            }
+        }
     }
 
     /// Gives up everything that is not committed.
