@@ -3,6 +3,7 @@
 use ferry_engine::report::RoundReport;
 use ferry_engine::source::state::SourceState;
 use ferry_engine::source::{Observer, Progress};
+use ferry_transport::plain::Plain;
 use ferry_transport::units::{ByteRate, Bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -76,6 +77,6 @@ impl Observer for Watch {
     }
 
     fn note(&self, note: &str) {
-        self.say(&format!("note: {note}"));
+        self.say(&format!("note: {}", Plain(note)));
     }
 }

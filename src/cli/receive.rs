@@ -10,6 +10,7 @@ use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, Hooks};
 use ferry_engine::target::process::ProcessRestorer;
 use ferry_lab::quantity::parse_bytes;
 use ferry_transport::link::breakpoint::{Breakpoint, stop_at};
+use ferry_transport::plain::Plain;
 use ferry_transport::quic::{Identity, LinkOptions, QuicListener, Trust};
 use ferry_transport::units::Bytes;
 use std::io::Write;
@@ -149,5 +150,5 @@ fn tell(event: &ReceiverEvent, json: bool) {
         }
     };
     // Nobody may be listening any more; a migration does not end of that.
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    let _ = writeln!(std::io::stdout().lock(), "{}", Plain(&line));
 }

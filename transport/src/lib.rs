@@ -6,6 +6,7 @@
 
 pub mod link;
 pub mod page;
+pub mod plain;
 pub mod quic;
 pub mod units;
 pub mod wire;

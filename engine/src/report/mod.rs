@@ -87,7 +87,7 @@ pub struct DowntimeReport {
     pub images_ms: f64,
     /// Assembly and restore there, the network's round trip included.
     pub restore_ms: f64,
-    /// Pinning the tasks, writing and sending Commit.
+    /// Writing and sending Commit.
     pub commit_ms: f64,
     /// Commit's way there, the release, Resumed's way back.
     pub resume_ms: f64,

@@ -1,6 +1,7 @@
 //! The report for people.
 
 use super::{Report, ReportOutcome};
+use ferry_transport::plain::Plain;
 use ferry_transport::units::{ByteRate, Bytes};
 use std::fmt::Write;
 
@@ -15,7 +16,7 @@ pub fn render(report: &Report) -> String {
     let _ = writeln!(out, "{headline}: {} → {}", report.target, report.to);
     let _ = writeln!(out, "  workload   {}", report.workload);
     if let Some(cause) = &report.cause {
-        let _ = writeln!(out, "  cause      {cause}");
+        let _ = writeln!(out, "  cause      {}", Plain(cause));
     }
     if !report.rounds.is_empty() {
         let _ = writeln!(
@@ -61,7 +62,7 @@ pub fn render(report: &Report) -> String {
         Bytes(report.wire_bytes)
     );
     for note in &report.notes {
-        let _ = writeln!(out, "  note       {note}");
+        let _ = writeln!(out, "  note       {}", Plain(note));
     }
     out
 }

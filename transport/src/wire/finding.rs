@@ -1,5 +1,6 @@
 //! What a pre-flight finds, as both hosts tell it each other and the user.
 
+use crate::plain::Plain;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -169,19 +170,6 @@ impl fmt::Display for Finding {
         }
         write!(f, "{}", Plain(&self.what))?;
         if self.advice.is_empty() { Ok(()) } else { write!(f, " — {}", Plain(&self.advice)) }
-    }
-}
-
-/// A text that a peer, or the name of a file or a process, may have put anything
-/// into: what would steer a terminal is shown escaped.
-struct Plain<'a>(&'a str);
-
-impl fmt::Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
-        }
-        Ok(())
     }
 }
 
