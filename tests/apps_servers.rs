@@ -2,14 +2,17 @@
 
 mod support;
 
+use ferry_lab::apps::load::Load;
+use ferry_lab::apps::nginx::{self, Http, Workers};
+use ferry_lab::apps::redis::{self, Redis, RedisLoad, Resp};
 use ferry_lab::hosts::Program;
+use ferry_transport::units::Bytes;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
 use support::Rig;
-use support::load::{Counter, Http, Load};
-use support::redis::{Redis, RedisLoad, Resp};
+use support::counter::{Counter, finish};
 use support::rig::SERVICE;
 
 /// Load goes on for this long between moves.
@@ -21,21 +24,13 @@ fn pause() {
 
 #[test]
 fn redis_with_500_megabytes_and_10_000_commands_a_second() {
-    let Some(rig) = Rig::new("redis", &["/usr/bin/redis-server"]) else { return };
+    let Some(rig) = Rig::new("redis", &[redis::SERVER]) else { return };
     let address = SocketAddr::from((SERVICE, 6379));
     let (uid, gid) = rig.user();
-    let server = rig.start(
-        Program::new("/usr/bin/redis-server")
-            .args(["--bind", &SERVICE.to_string(), "--port", "6379", "--save", "", "--appendonly", "no"])
-            .args(["--protected-mode", "no", "--enable-debug-command", "yes", "--dir", "/srv"])
-            .user(uid, gid),
-    );
+    let server = rig.start(redis::server(address).user(uid, gid));
     let mut control = rig.connect(|| Redis::connect(address));
     control.set_patience(Duration::from_secs(120)).unwrap();
-    assert_eq!(
-        control.command(&["DEBUG", "POPULATE", "500000", "data", "1000"]).unwrap(),
-        Resp::Simple("OK".into())
-    );
+    assert_eq!(control.populate(Bytes(500_000_000)).unwrap(), 500_000);
     let before = control.digest().unwrap();
     // At rest: nothing is lost.
     rig.move_on(server.pid, &[]);
@@ -46,41 +41,26 @@ fn redis_with_500_megabytes_and_10_000_commands_a_second() {
     let clients = (0..4).map(|name| rig.connect(|| RedisLoad::connect(address, name))).collect();
     let load = Load::start(clients, 2500.0);
     rig.there_and_back(server.pid, pause);
-    load.finish();
+    finish(load);
     let size = control.command(&["DBSIZE"]).unwrap();
     assert!(matches!(size, Resp::Integer(keys) if keys >= 500_000), "{size:?}");
 }
 
 #[test]
 fn nginx_under_load() {
-    let Some(rig) = Rig::new("nginx", &["/usr/sbin/nginx"]) else { return };
+    let Some(rig) = Rig::new("nginx", &[nginx::SERVER]) else { return };
     let address = SocketAddr::from((SERVICE, 8080));
-    let configuration = rig.install("nginx.conf");
-    let path = rig.here().path(&configuration);
-    let user = if rig.user().0 == 0 { "root" } else { "nobody nogroup" };
-    let text = fs::read_to_string(&path).unwrap();
-    let text = text
-        .replace("@USER@", user)
-        .replace("@LISTEN@", &address.to_string())
-        .replace("@DIRECTORY@", "/srv/nginx");
-    fs::write(&path, text).unwrap();
-    let files = rig.here().path("/srv/nginx/files");
-    fs::create_dir_all(&files).unwrap();
-    let content: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
-    fs::write(files.join("content"), &content).unwrap();
-    let server = rig.start(
-        Program::new("/usr/sbin/nginx")
-            .args(["-e", "/srv/nginx/error.log", "-c", &configuration])
-            .stderr("/srv/nginx.err"),
-    );
+    let workers = if rig.user().0 == 0 { Workers::Root } else { Workers::Nobody };
+    let (program, content) = nginx::server(rig.here(), address, workers).unwrap();
+    let server = rig.start(program);
     let clients = (0..4).map(|_| rig.connect(|| Http::connect(address))).collect();
     let mut large = rig.connect(|| Http::connect(address));
     let load = Load::start(clients, 500.0);
     rig.there_and_back(server.pid, || {
         pause();
-        assert!(large.get("/content").unwrap() == content, "a file was served wrong");
+        assert!(large.get(nginx::CONTENT).unwrap() == content, "a file was served wrong");
     });
-    load.finish();
+    finish(load);
 }
 
 #[test]
@@ -106,7 +86,7 @@ fn counter_server(rig: &Rig, program: Program) {
     let clients = (0..4).map(|_| rig.connect(|| Counter::connect(address))).collect();
     let load = Load::start(clients, 200.0);
     rig.there_and_back(server.pid, pause);
-    load.finish();
+    finish(load);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! All `unsafe` of this crate.
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 use std::io;
 use std::num::NonZeroUsize;
@@ -24,10 +25,11 @@ pub fn fork_single_threaded() -> io::Result<ForkResult> {
 }
 
 /// Makes `command` the leader of a session of its own, with every descriptor
-/// beyond 2 closed.
+/// beyond 2 closed and no signal blocked.
 pub fn detach(command: &mut Command) {
     let prepare = || {
         nix::unistd::setsid()?;
+        SigSet::empty().thread_set_mask()?;
         // CLOEXEC rather than closing at once: the standard library still
         // reports a failing exec through a pipe of its own.
         // SAFETY: close_range takes numbers only; it marks descriptors and
@@ -37,7 +39,7 @@ pub fn detach(command: &mut Command) {
         };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
-    // SAFETY: between fork and exec `prepare` makes two system calls and
+    // SAFETY: between fork and exec `prepare` makes three system calls and
     // allocates nothing, so it is safe whatever the parent's threads hold.
     unsafe { command.pre_exec(prepare) };
 }

@@ -1,10 +1,9 @@
 //! What the application tests share: a lab with a way to move a process tree
-//! from one host to the other ([`rig`]), and clients that notice a lost,
-//! repeated or wrong reply ([`load`], [`redis`]).
+//! from one host to the other ([`rig`]), and what is only theirs of the clients
+//! that notice a lost, repeated or wrong reply ([`counter`]).
 #![allow(dead_code, reason = "each test uses its part")]
 
-pub mod load;
-pub mod redis;
+pub mod counter;
 pub mod rig;
 pub mod trial;
 

@@ -5,8 +5,9 @@
 //! workload runs once, no step of it is lost or done twice, its connections live,
 //! and nothing of the migration is left on either host.
 
-use super::load::{Counter, Load};
+use super::counter::{self, Counter};
 use super::rig::{FERRY, NFT, PATIENCE, PORT, Rig, SERVICE, STATE, start_receiver};
+use ferry_lab::apps::load::Load;
 use ferry_lab::hosts::{Cable, Exit, Host, Process, Program};
 use nix::sys::signal::Signal;
 use std::cell::RefCell;
@@ -121,7 +122,7 @@ impl Trial {
         self.nothing_is_left(&what);
         if !self.load.as_ref().is_some_and(Load::is_well) {
             println!("{what}: a connection broke\n{}", self.logs());
-            self.load.take().expect("a load").finish();
+            counter::finish(self.load.take().expect("a load"));
         }
         self.done += 1;
     }
@@ -276,7 +277,7 @@ impl Trial {
     /// Every reply was right, and every step was done once.
     pub fn finish(mut self) {
         self.goes_right();
-        self.load.take().expect("a load").finish();
+        counter::finish(self.load.take().expect("a load"));
         let steps = self.steps();
         println!("  {} faults, {steps} steps, none lost, none twice", self.done);
     }

@@ -33,7 +33,7 @@ pub struct Host {
     switch: Arc<Switch>,
     /// The host's PID 1, as this process sees it.
     first_process: i32,
-    keeper: Child,
+    keeper: Mutex<Child>,
     line: Arc<Line>,
     answers: Mutex<Receiver<Reply>>,
     reader: Option<JoinHandle<()>>,
@@ -87,7 +87,7 @@ impl Host {
             network,
             switch,
             first_process: 0,
-            keeper,
+            keeper: Mutex::new(keeper),
             line,
             answers: Mutex::new(answers),
             reader: Some(reader),
@@ -104,7 +104,7 @@ impl Host {
             Ok(other) => bail!("host {} started with {other:?}", self.name),
             Err(_) => bail!("host {} did not start: its helper must handle the verb {INIT_VERB}", self.name),
         }
-        let keeper = self.keeper.id();
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner).id();
         let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"))?;
         self.first_process =
             children.trim().parse().with_context(|| format!("host {} has no first process", self.name))?;
@@ -280,6 +280,18 @@ impl Host {
         self.switch.set_cable(&self.name, cable)
     }
 
+    /// Begins to end the host; [`Host::wait_off`] waits for the end.
+    pub(super) fn power_off(&self) {
+        // PID 1 sees the end of its socket and exits; the kernel ends the rest
+        // of the namespace before PID 1 can be reaped, and the keeper after it.
+        let _ = shutdown(self.line.socket.as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Waits until no process of the host is left.
+    pub(super) fn wait_off(&self) {
+        let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).wait();
+    }
+
     fn ask(&self, request: &Request) -> Result<Reply> {
         let text = serde_json::to_vec(request)?;
         if text.len() > MESSAGE_LIMIT {
@@ -299,10 +311,8 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // PID 1 sees the end of its socket and exits; the kernel ends the rest
-        // of the namespace before PID 1 can be reaped, and the keeper after it.
-        let _ = shutdown(self.line.socket.as_raw_fd(), Shutdown::Both);
-        let _ = self.keeper.wait();
+        self.power_off();
+        self.wait_off();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

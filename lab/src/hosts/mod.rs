@@ -155,6 +155,13 @@ impl Lab {
         self.host(HOSTS[2])
     }
 
+    /// Ends every process of the lab and waits until none is left. What still
+    /// waits for one of its hosts gets an error; nothing can be started any more.
+    pub fn power_off(&self) {
+        self.hosts.iter().for_each(Host::power_off);
+        self.hosts.iter().for_each(Host::wait_off);
+    }
+
     /// The directory that all hosts see, as the hosts name it. From outside it
     /// is `host.path(lab.shared())`.
     pub fn shared(&self) -> &Path {
