@@ -5,10 +5,14 @@ use ferry_lab::hosts::Lab;
 use std::process::exit;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that end a demo.
 const ENDS: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+
+/// How far the thread that hears of a signal may be behind what the signal did elsewhere.
+const ABREAST: Duration = Duration::from_millis(300);
 
 /// Waits for a signal on a thread of its own.
 #[derive(Clone, Default)]
@@ -53,11 +57,18 @@ impl Interrupt {
 
     /// What a demo's end means: nothing, once a signal has come, since a demo whose
     /// hosts are gone fails. Then this does not return.
-    pub fn unless_interrupted<T>(&self, result: T) -> T {
-        let came = self.standing().came;
-        match came {
-            Some(number) => exit(128 + number),
-            None => result,
+    pub fn unless_interrupted<T>(&self, result: Result<T>) -> Result<T> {
+        // Ctrl-C goes to the hosts' processes too, and their end may be seen first.
+        let patience = if result.is_err() { ABREAST } else { Duration::ZERO };
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(number) = self.standing().came {
+                exit(128 + number)
+            }
+            if Instant::now() >= deadline {
+                return result;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
