@@ -1,4 +1,4 @@
-.PHONY: demo test test-apps fuzz lint
+.PHONY: demo test test-apps bench fuzz lint
 
 # Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:
@@ -17,6 +17,11 @@ test-apps:
 	scripts/install-test-apps
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
+
+# Numbers into benches/results: how to read them is in benches/README.md. Root.
+bench:
+	cargo run --release --bin ferry -- setup
+	cargo bench -p ferry --bench suite
 
 # Every parser of foreign bytes, five minutes each, with overflow checks; `make test` has
 # a second of each.

@@ -74,6 +74,18 @@ pub fn map_words(words: usize, sharing: Sharing) -> io::Result<&'static [AtomicU
     Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>().as_ptr(), words) })
 }
 
+/// Lets the calling thread run, whenever it can, before every ordinary thread of
+/// the machine.
+///
+/// # Errors
+/// As `sched_setscheduler`: without CAP_SYS_NICE, EPERM.
+pub fn run_before_others() -> io::Result<()> {
+    let parameters = nix::libc::sched_param { sched_priority: 1 };
+    // SAFETY: 0 is the calling thread; the parameters are read and not kept.
+    let result = unsafe { nix::libc::sched_setscheduler(0, nix::libc::SCHED_FIFO, &raw const parameters) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Ends the process without running anything at exit.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit only ends the process.

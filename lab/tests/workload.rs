@@ -99,6 +99,25 @@ fn a_corrupted_page_is_noticed_and_ends_the_workload() {
 }
 
 #[test]
+fn a_stopped_process_is_seen_from_inside_it() {
+    let Some(lab) = lab("pulse") else { return };
+    let options = "--memory 8M --working-set 4M --dirty-rate 1M --processes 2 --watching pulse";
+    let (process, _, mut client) = start(&lab, options);
+    client.longest_gap().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(client.longest_gap().unwrap() > Duration::ZERO, "there is a pulse");
+    // The first process answers; its child is the one that stands still.
+    let child = lab.source().processes().unwrap().into_iter().map(|(_, inner)| inner).max().unwrap();
+    assert!(child > process.pid);
+    lab.source().kill(child, Signal::SIGSTOP).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    lab.source().kill(child, Signal::SIGCONT).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let gap = client.longest_gap().unwrap();
+    assert!(gap >= Duration::from_millis(90), "{gap:?}");
+}
+
+#[test]
 fn the_probe_as_a_program_writes_its_result() {
     let Some(lab) = lab("probe") else { return };
     let (_process, address, _client) = start(&lab, "--memory 8M --working-set 4M --dirty-rate 1M");

@@ -3,6 +3,7 @@
 use crate::sys::{Sharing, map_words};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Words per process on the board: a cache line, so that processes do not
 /// slow each other.
@@ -31,6 +32,9 @@ pub enum Counter {
     CheckPages,
     /// 1 once all memory is filled.
     Filled,
+    /// The longest time between two beats of its pulse, in nanoseconds, since it
+    /// was last taken.
+    LongestGap,
 }
 
 impl Board {
@@ -51,6 +55,12 @@ impl Board {
     /// The sum of a counter over all processes.
     pub fn total(&self, counter: Counter) -> u64 {
         (0..self.processes).map(|process| self.counter(process, counter).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The longest gap of all processes since this was last called.
+    pub fn take_longest_gap(&self) -> Duration {
+        let take = |process| self.counter(process, Counter::LongestGap).swap(0, Ordering::Relaxed);
+        Duration::from_nanos((0..self.processes).map(take).max().unwrap_or(0))
     }
 
     /// How many processes have reached `value` in this counter.

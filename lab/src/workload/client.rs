@@ -59,6 +59,17 @@ impl Client {
         self.ask(Request::Check { sequence: self.sequence })
     }
 
+    /// The longest time that a process was kept from running since this was last
+    /// asked (by any client); zero unless it takes its pulse.
+    ///
+    /// # Errors
+    /// As the socket, or when the reply is not to this request.
+    pub fn longest_gap(&mut self) -> io::Result<Duration> {
+        self.sequence += 1;
+        let reply = self.ask(Request::Pulse { sequence: self.sequence })?;
+        Ok(Duration::from_nanos(reply.gap))
+    }
+
     /// Waits until every process has filled its memory.
     ///
     /// # Errors

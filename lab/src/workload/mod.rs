@@ -15,6 +15,7 @@ mod board;
 mod client;
 mod memory;
 mod page;
+mod pulse;
 mod server;
 mod tree;
 mod wire;
@@ -22,6 +23,7 @@ mod wire;
 pub use client::Client;
 pub(crate) use client::exchange;
 pub use page::Content;
+pub use pulse::Watching;
 pub use tree::{Options, Quantities, run};
 pub use wire::{Reply, Request};
 

@@ -31,9 +31,10 @@ fn serve_client(stream: TcpStream, board: Board) -> io::Result<()> {
     loop {
         let request = Request::read(&mut requests)?;
         served += 1;
-        let (sequence, checked) = match request {
-            Request::Count { sequence } => (sequence, 0),
-            Request::Check { sequence } => (sequence, check_all(board)),
+        let (sequence, checked, gap) = match request {
+            Request::Count { sequence } => (sequence, 0, Duration::ZERO),
+            Request::Check { sequence } => (sequence, check_all(board), Duration::ZERO),
+            Request::Pulse { sequence } => (sequence, 0, board.take_longest_gap()),
         };
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or(nix::sys::time::TimeSpec::new(0, 0));
         let reply = Reply {
@@ -46,6 +47,7 @@ fn serve_client(stream: TcpStream, board: Board) -> io::Result<()> {
             checked,
             processes: board.processes() as u64,
             filled: board.total(Counter::Filled),
+            gap: gap.as_nanos() as u64,
         };
         reply.write(&mut &stream)?;
     }

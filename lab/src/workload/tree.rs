@@ -3,6 +3,7 @@
 use super::board::{Board, Counter};
 use super::memory::Memory;
 use super::page::{Content, PAGE_BYTES};
+use super::pulse::{Pulse, Watching};
 use super::{EXIT_MEMORY_WRONG, server};
 use crate::quantity::{parse_byte_rate, parse_bytes};
 use crate::sys::{self, fork_single_threaded};
@@ -54,6 +55,9 @@ pub struct Quantities {
     /// How well the memory's content compresses.
     #[arg(long, value_enum, default_value_t = Content::Incompressible)]
     pub content: Content,
+    /// Whether it notes how long it was kept from running.
+    #[arg(long, value_enum, default_value_t = Watching::Off)]
+    pub watching: Watching,
 }
 
 /// One process's share.
@@ -108,8 +112,15 @@ pub fn run(options: &Options) -> Result<Infallible> {
         .name("checker".into())
         .spawn(move || memory.check_for_ever(share.check_rate))?;
 
+    let mut pulse = match quantities.watching {
+        Watching::Off => None,
+        Watching::Pulse => Some(Pulse::start(board, number).context("cannot take the pulse")?),
+    };
     loop {
-        std::thread::sleep(WATCH);
+        match &mut pulse {
+            Some(pulse) => pulse.beat_for(WATCH),
+            None => std::thread::sleep(WATCH),
+        }
         if board.total(Counter::Errors) > 0 {
             std::thread::sleep(LAST_WORDS);
             sys::exit_now(EXIT_MEMORY_WRONG);

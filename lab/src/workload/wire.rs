@@ -1,8 +1,9 @@
 //! The workload's protocol: fixed records of little-endian words over TCP.
 //!
 //! ```text
-//! request  (16 bytes)  u64 command (0 = count, 1 = check all memory)  u64 sequence
-//! reply    (72 bytes)  u64 sequence   as asked
+//! request  (16 bytes)  u64 command (0 = count, 1 = check all memory, 2 = pulse)
+//!                      u64 sequence
+//! reply    (80 bytes)  u64 sequence   as asked
 //!                      u64 served     requests of this connection, this one included
 //!                      u64 steps      pages written, all processes
 //!                      u64 errors     pages found wrong, all processes
@@ -11,6 +12,8 @@
 //!                      u64 checked    pages checked by this request (check only)
 //!                      u64 processes  of the tree
 //!                      u64 filled     processes that have filled their memory
+//!                      u64 gap        nanoseconds that a process did not run, at most, since
+//!                                     the last such request (pulse only)
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +24,11 @@ use std::io::{self, Read, Write};
 pub enum Request {
     /// How things stand.
     Count {
+        /// Comes back in the reply.
+        sequence: u64,
+    },
+    /// The longest gap in the pulse of any process since this was last asked.
+    Pulse {
         /// Comes back in the reply.
         sequence: u64,
     },
@@ -37,6 +45,7 @@ impl Request {
         match command {
             0 => Ok(Request::Count { sequence }),
             1 => Ok(Request::Check { sequence }),
+            2 => Ok(Request::Pulse { sequence }),
             other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown command {other}"))),
         }
     }
@@ -45,6 +54,7 @@ impl Request {
         match self {
             Request::Count { sequence } => write_words(to, [0, sequence]),
             Request::Check { sequence } => write_words(to, [1, sequence]),
+            Request::Pulse { sequence } => write_words(to, [2, sequence]),
         }
     }
 }
@@ -70,18 +80,22 @@ pub struct Reply {
     pub processes: u64,
     /// Processes that have filled their memory.
     pub filled: u64,
+    /// Nanoseconds of the longest gap since the last request for the pulse.
+    pub gap: u64,
 }
 
 impl Reply {
     pub(super) fn read(from: &mut impl Read) -> io::Result<Reply> {
-        let [sequence, served, steps, errors, verified, monotonic, checked, processes, filled] =
+        let [sequence, served, steps, errors, verified, monotonic, checked, processes, filled, gap] =
             read_words(from)?;
-        Ok(Reply { sequence, served, steps, errors, verified, monotonic, checked, processes, filled })
+        Ok(Reply { sequence, served, steps, errors, verified, monotonic, checked, processes, filled, gap })
     }
 
     pub(super) fn write(self, to: &mut impl Write) -> io::Result<()> {
-        let Reply { sequence, served, steps, errors, verified, monotonic, checked, processes, filled } = self;
-        write_words(to, [sequence, served, steps, errors, verified, monotonic, checked, processes, filled])
+        let Reply { sequence, served, steps, errors, verified, monotonic, checked, processes, filled, gap } =
+            self;
+        let words = [sequence, served, steps, errors, verified, monotonic, checked, processes, filled, gap];
+        write_words(to, words)
     }
 }
 

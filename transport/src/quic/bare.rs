@@ -11,35 +11,58 @@ use crate::link::LinkError;
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 const ALPN: &[u8] = b"ferry-bare/1";
 
-/// Connections of this process to itself over loopback.
+/// The accepting end.
+pub struct Server(Endpoint);
+
+impl Server {
+    /// Binds an address in the calling thread's network.
+    pub fn bind(
+        address: SocketAddr,
+        identity: &Identity,
+        trust: Trust,
+        options: &LinkOptions,
+    ) -> Result<Server, LinkError> {
+        let tls = tls::server(identity, Pin::Senders(trust), ALPN).map_err(local)?;
+        let mut config =
+            quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).map_err(local)?));
+        config.transport_config(Arc::new(tuning::transport(options)));
+        Ok(Server(bind(address, Some(config))?))
+    }
+}
+
+/// Connections of this process to itself.
 pub struct Pair {
     connections: Vec<(Connection, Connection)>,
     _endpoints: Vec<Endpoint>,
 }
 
 impl Pair {
-    /// As many connections as the options say, laid out as a link's are: one
-    /// socket at the accepting side, one per connection at the other.
-    pub async fn new(identity: &Identity, trust: Trust, options: &LinkOptions) -> Result<Pair, LinkError> {
-        let transport = Arc::new(tuning::transport(options));
-        let tls = tls::server(identity, Pin::Senders(trust.clone()), ALPN).map_err(local)?;
-        let mut config =
-            quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).map_err(local)?));
-        config.transport_config(Arc::clone(&transport));
-        let server = bind(([127, 0, 0, 1], 0).into(), Some(config))?;
+    /// From the calling thread's network, as many connections as the options say,
+    /// laid out as a link's are: one socket at the accepting side, one per
+    /// connection at the other.
+    pub async fn connect(
+        server: &Server,
+        identity: &Identity,
+        trust: Trust,
+        options: &LinkOptions,
+    ) -> Result<Pair, LinkError> {
+        let Server(server) = server;
         let to = server.local_addr().map_err(local)?;
+        let any = (Ipv4Addr::UNSPECIFIED, 0).into();
+        let transport = Arc::new(tuning::transport(options));
         let (mut connections, mut endpoints) = (Vec::new(), vec![server.clone()]);
         for _ in 0..options.connections {
             let tls = tls::client(identity, Pin::Receivers(trust.clone()), ALPN).map_err(local)?;
             let mut config =
                 quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(local)?));
             config.transport_config(Arc::clone(&transport));
-            let client = bind(([127, 0, 0, 1], 0).into(), None)?;
+            let client = bind(any, None)?;
             let connecting = client.connect_with(config, to, SERVER_NAME).map_err(local)?;
             let accepting = async {
                 let incoming = server.accept().await.ok_or_else(|| local("the endpoint was closed"))?;
