@@ -84,9 +84,8 @@ fn one(size_mib: u64, limits: &mut Limits) -> Result<Move> {
         |peaks: &Peaks, kind: &str| peaks.get(kind).copied().with_context(|| format!("no {kind} was seen"));
     let (engine, receiver) = (of(&source, "migrate")?, of(&destination, "receive")?);
     println!(
-        "    source's engine: anonymous {:.1} MiB; receiver: {:.1} MiB in its store; all: {:?} / {:?}",
+        "    source's engine: anonymous {:.1} MiB; high-water marks in MiB: {:?} and {:?}",
         engine.anonymous,
-        receiver.shared,
         hwm(&source),
         hwm(&destination)
     );

@@ -16,10 +16,9 @@ const PERIOD: Duration = Duration::from_millis(10);
 pub struct Peak {
     /// The kernel's own high-water mark of all of it.
     pub hwm: f64,
-    /// Memory of its own.
+    /// Memory of its own. The receiver's page store is not in it: that is a memory
+    /// file which it writes and does not map.
     pub anonymous: f64,
-    /// Memory files: the receiver's page store.
-    pub shared: f64,
 }
 
 /// By the verb of ferry, or `criu`.
@@ -43,7 +42,6 @@ impl<'scope> Sampler<'scope> {
                         let peak = peaks.entry(kind).or_default();
                         peak.hwm = peak.hwm.max(now.hwm);
                         peak.anonymous = peak.anonymous.max(now.anonymous);
-                        peak.shared = peak.shared.max(now.shared);
                     }
                 }
                 std::thread::sleep(PERIOD);
@@ -75,5 +73,5 @@ fn look_at(pid: i32) -> Option<(String, Peak)> {
         let value = status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1));
         value.and_then(|kib| kib.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
     };
-    Some((kind.into(), Peak { hwm: mib("VmHWM"), anonymous: mib("RssAnon"), shared: mib("RssShmem") }))
+    Some((kind.into(), Peak { hwm: mib("VmHWM"), anonymous: mib("RssAnon") }))
 }

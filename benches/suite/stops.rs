@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const RUNS: usize = 6;
 const PROCESSES: u32 = 4;
@@ -25,6 +25,8 @@ pub struct Stops {
     at_rest_ms: Vec<f64>,
     /// The longest one in the rounds.
     in_rounds_ms: Vec<f64>,
+    /// When that was told, since the migration was started.
+    in_rounds_at_ms: Vec<f64>,
     /// How long the injection stopped a process at most, as reported.
     injection_ms: Vec<f64>,
     /// The freeze, seen from inside, and the downtime as reported.
@@ -50,16 +52,20 @@ pub fn run() -> Result<Stops> {
         let rounds = report["rounds"].as_array().context("no rounds in the report")?;
         let each = |name: &'static str| rounds.iter().filter_map(move |round| round[name].as_f64());
         let spent = Duration::from_secs_f64(each("duration_ms").sum::<f64>() / 1e3);
-        // Nothing of it but the freeze is that long: what came before it is the rounds'.
-        let longest = |gaps: &[f64]| gaps.iter().copied().fold(0.0, f64::max);
-        let freeze = longest(&gaps);
-        let at = gaps.iter().position(|gap| *gap == freeze).context("no gap was seen")?;
-        stops.freeze_ms.push(freeze);
-        stops.in_rounds_ms.push(longest(&gaps[..at]));
+        // Nothing of it but the freeze is that long. All that was told before it
+        // began is the rounds'; what is told after it may be its, by another process.
+        let freeze = longest(&gaps).context("no gap was seen")?;
+        let half = Duration::from_secs_f64(freeze.ms / 2e3);
+        let before: Vec<Gap> = gaps.iter().copied().filter(|gap| gap.told + half < freeze.told).collect();
+        let worst = longest(&before).context("no gap was seen in the rounds")?;
+        stops.freeze_ms.push(freeze.ms);
+        stops.in_rounds_ms.push(worst.ms);
+        stops.in_rounds_at_ms.push(worst.told.as_secs_f64() * 1e3);
         stops.injection_ms.push(each("frozen_ms").fold(0.0, f64::max));
         stops.downtime_ms.push(report["downtime_ms"].as_f64().context("no downtime in the report")?);
         stops.reports.push(report);
-        stops.at_rest_ms.push(longest(&watch(&mut client, || std::thread::sleep(spent))?));
+        let rest = watch(&mut client, || std::thread::sleep(spent))?;
+        stops.at_rest_ms.push(longest(&rest).context("no gap was seen")?.ms);
         Ok(())
     };
     for _ in 0..RUNS {
@@ -78,17 +84,31 @@ pub fn run() -> Result<Stops> {
     Ok(stops)
 }
 
+/// The longest gap of any process since the one before it was told.
+#[derive(Clone, Copy)]
+struct Gap {
+    ms: f64,
+    /// Since the beginning.
+    told: Duration,
+}
+
+fn longest(gaps: &[Gap]) -> Option<Gap> {
+    gaps.iter().copied().max_by(|a, b| a.ms.total_cmp(&b.ms))
+}
+
 /// The gaps that the workload's processes noted while `work` ran, in order, each of
 /// about [`PERIOD`].
-fn watch(client: &mut Client, work: impl FnOnce()) -> Result<Vec<f64>> {
+fn watch(client: &mut Client, work: impl FnOnce()) -> Result<Vec<Gap>> {
     let done = AtomicBool::new(false);
     client.longest_gap()?;
+    let began = Instant::now();
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let mut gaps = Vec::new();
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(PERIOD);
-                gaps.push(client.longest_gap()?.as_secs_f64() * 1e3);
+                let ms = client.longest_gap()?.as_secs_f64() * 1e3;
+                gaps.push(Gap { ms, told: began.elapsed() });
             }
             Ok(gaps)
         });
