@@ -7,7 +7,8 @@ use ferry_engine::check::{
 };
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{
-    Hello, MigrationId, Offer, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode, TcpMode,
+    Hello, MigrationId, Offer, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode, RestorerRequest,
+    TcpMode,
 };
 use std::fs::File;
 use std::io::Write;
@@ -585,6 +586,7 @@ fn ports_in_use_at_the_destination_block() {
     let found = |ports| {
         let offer = Offer {
             id: MigrationId(1),
+            restorer: RestorerRequest::process(),
             target: String::new(),
             memory: Bytes(0),
             pids: vec![],
@@ -802,6 +804,7 @@ fn the_destination_compares_and_names_everything_that_differs() {
     let offer = |pids, files| Offer {
         id: MigrationId(1),
         target: String::new(),
+        restorer: RestorerRequest::process(),
         memory: needs.memory,
         pids,
         restore: RestoreMode::Lazy,

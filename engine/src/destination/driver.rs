@@ -190,7 +190,7 @@ impl Destination {
         self.store = Some(store);
         self.images = Some(ImageIntake::new(&images, limit.0));
         super::numbers::step_over(&self.offer.pids);
-        let mut restorer = (plan.restorer)();
+        let mut restorer = self.receiver.restorer(&self.offer.restorer)?;
         let mut handover = (plan.handover)();
         let parked = tokio::task::spawn_blocking(move || {
             restorer.prepare(&work).map_err(|error| error.to_string())?;
