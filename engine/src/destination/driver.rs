@@ -451,6 +451,14 @@ impl Destination {
     /// stored. A source that sends pages is not silent.
     async fn hear(&mut self, patience: Duration) -> Result<Message, String> {
         let mut abort = self.abort.clone();
+        let refusal = self.intake.as_ref().map(PageIntake::refusal);
+        let refused = async move {
+            match refusal {
+                Some(refusal) => refusal.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(refused);
         let mut stored = 0;
         loop {
             let said = tokio::select! {
@@ -459,13 +467,13 @@ impl Destination {
                     let why = self.abort.borrow().clone();
                     return Err(why.unwrap_or_else(|| "given up here".into()));
                 }
+                why = &mut refused => return Err(why),
                 () = tokio::time::sleep(patience) => {
-                    let broken = self.intake.as_ref().and_then(PageIntake::failure);
                     let now = self.intake.as_ref().map_or(0, PageIntake::chunks);
-                    if broken.is_none() && now > std::mem::replace(&mut stored, now) {
+                    if now > std::mem::replace(&mut stored, now) {
                         continue;
                     }
-                    return Err(broken.unwrap_or_else(|| format!("the source was silent for {patience:?}")));
+                    return Err(format!("the source was silent for {patience:?}"));
                 }
             };
             match said {
