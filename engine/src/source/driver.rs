@@ -12,7 +12,7 @@ use super::state::{SourceAction, SourceInput, SourceState, learned};
 use super::workload::Workload;
 use crate::check::{Findings, Severity};
 use crate::journal::{Journal, SourceRecord, TaskId};
-use crate::memory::{FrozenSpace, RoundScan};
+use crate::memory::{FrozenSpace, MemoryError, RoundScan};
 use crate::net::hooks::Stage;
 use crate::report::{RoundReport, StrategyReport, ms};
 use crate::strategy::{Budget, Decision, History, RoundStats, Strategy};
@@ -165,7 +165,7 @@ impl Source {
         let sink = self.peer.sink()?;
         let memory = self.memory.clone();
         let scan = self.watched(round, async move { memory.round(round, sink).await }).await?;
-        let scan = scan.map_err(|error| error.to_string())?;
+        let scan = self.explained(scan).await?;
         self.send(Message::RoundEnd(totals(round, &scan))).await?;
         let answer = self.watched(round, std::future::pending::<()>());
         match answer.await {
@@ -236,7 +236,7 @@ impl Source {
         let sink = self.peer.sink()?;
         let memory = self.memory.clone();
         let finished = self.watched(round, async move { memory.finish(round, sink).await }).await?;
-        let (scan, spaces) = finished.map_err(|error| error.to_string())?;
+        let (scan, spaces) = self.explained(finished).await?;
         self.account.lap_final_round(scan.scan);
         for note in &scan.notes {
             self.note(note.clone());
@@ -449,6 +449,14 @@ impl Source {
             )
         };
         self.peer.receive(left, too_late).await
+    }
+
+    /// Pages that nobody takes are the destination's doing: it says why.
+    async fn explained<T>(&mut self, done: Result<T, MemoryError>) -> Result<T, String> {
+        match done {
+            Err(closed @ MemoryError::Sink(_)) => Err(self.peer.last_word(closed.to_string()).await),
+            done => done.map_err(|error| error.to_string()),
+        }
     }
 
     /// Runs memory work while watching the peer and the user, and tells the observer
