@@ -11,6 +11,7 @@ mod host;
 mod proof;
 
 pub use deed::Deed;
+#[allow(unused_imports, reason = "each test uses its part")]
 pub use host::{Fate, Kept, Oom};
 
 use super::counter::{self, Counter};
