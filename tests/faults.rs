@@ -200,7 +200,7 @@ fn the_destination_has_no_memory_for_what_the_workload_became() {
     for place in
         ["after-receive:Accepted", "before-send:RoundEnd", "after-receive:RoundAcked", "before-send:Freezing"]
     {
-        trial.goes_wrong(At::Source, place, Outgrow, Here);
+        trial.goes_wrong(At::Source, place, Outgrow, Either);
     }
     trial.limit_memory(None);
     if Oom::can_be() {
