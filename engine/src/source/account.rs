@@ -89,7 +89,7 @@ impl Account {
             }
             SourceState::Aborted { at, cause } => (
                 ReportOutcome::Aborted,
-                "exited by itself".into(),
+                "exited".into(),
                 Some(format!("the workload exited meanwhile: {cause} (in {at})")),
             ),
             _ => (
