@@ -221,6 +221,7 @@ impl Destination {
                     let network = self.network()?;
                     network.take_over()?;
                     network.take_notes().into_iter().for_each(|note| self.note(note));
+                    self.say(Message::TakenOver).await?;
                 }
                 Message::Image(part) => {
                     let images = self.images.as_mut().ok_or("no place for images")?;

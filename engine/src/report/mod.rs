@@ -151,6 +151,10 @@ pub struct Report {
     pub restore: String,
     /// The rounds; the frozen one is not among them.
     pub rounds: Vec<RoundReport>,
+    /// Before the downtime, while the workload ran: until clients' packets were held at the
+    /// destination. To them the pause begins within it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub take_over_ms: Option<f64>,
     /// The sum of `downtime`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<f64>,

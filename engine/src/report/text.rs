@@ -40,6 +40,9 @@ pub fn render(report: &Report) -> String {
     if let Some(last) = report.rounds.last() {
         let _ = writeln!(out, "  frozen     because {}", last.reason);
     }
+    if let Some(take_over) = report.take_over_ms {
+        let _ = writeln!(out, "  take-over  {take_over:.1} ms while the workload ran");
+    }
     if let (Some(total), Some(parts)) = (report.downtime_ms, &report.downtime) {
         let parts: Vec<String> = parts.parts().iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
         let _ = writeln!(out, "  downtime   {total:.1} ms = {}", parts.join(" + "));

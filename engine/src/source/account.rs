@@ -15,6 +15,8 @@ pub(super) struct Account {
     frozen_at: Option<Instant>,
     /// After each round.
     pub(super) rounds: Vec<RoundReport>,
+    /// From Freezing until the destination held what clients send.
+    pub(super) take_over: Option<Duration>,
     /// After the last round.
     pub(super) predicted: Option<Duration>,
     /// What the frozen part took on the wire.
@@ -31,6 +33,7 @@ impl Account {
             clock: None,
             frozen_at: None,
             rounds: Vec::new(),
+            take_over: None,
             predicted: None,
             final_bytes: None,
             brownout: None,
@@ -119,6 +122,7 @@ impl Account {
             downtime_ms: downtime.map(|parts| parts.total_ms()),
             downtime,
             predicted_downtime_ms: self.predicted.map(ms),
+            take_over_ms: self.take_over.map(ms),
             brownout_ms: self.brownout.map(ms),
             total_ms: ms(self.began.elapsed()),
             memory_bytes: plan.offer.memory.0,

@@ -205,11 +205,19 @@ impl Source {
         })
     }
 
-    /// Stops every task. The downtime begins.
+    /// Has the clients' packets go to the destination, which holds them, then stops every
+    /// task. The downtime begins.
     async fn freeze(&mut self) -> Result<SourceInput, String> {
         // The hook is the user's time, not the workload's: before the clock.
         tokio::task::block_in_place(|| self.network.hook(Stage::PreFreeze))?;
+        // From the freeze on CRIU drops what still arrives here, and a client that lost a packet
+        // sends it again after 200 ms at the earliest: so nothing may arrive here any more.
+        let asked = Instant::now();
         self.send(Message::Freezing).await?;
+        match self.receive(self.plan.freeze_deadline).await? {
+            Message::TakenOver => self.account.take_over = Some(asked.elapsed()),
+            other => return Err(unexpected(&other)),
+        }
         self.account.freezes();
         self.workload
             .freeze(self.plan.images.clone(), self.plan.offer.tcp, self.plan.freeze_deadline)
