@@ -3,7 +3,10 @@
 use super::clock::DowntimeClock;
 use super::plan::SourcePlan;
 use super::state::SourceState;
-use crate::report::{DowntimeReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, ms};
+use crate::report::{
+    DowntimeReport, PredictionReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport,
+    ThereReport, ms,
+};
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::RestoreMode;
 use std::time::{Duration, Instant};
@@ -15,10 +18,12 @@ pub(super) struct Account {
     frozen_at: Option<Instant>,
     /// After each round.
     pub(super) rounds: Vec<RoundReport>,
-    /// From Freezing until the destination held what clients send.
-    pub(super) take_over: Option<Duration>,
     /// After the last round.
     pub(super) predicted: Option<Duration>,
+    /// How it is made up.
+    pub(super) prediction: Option<PredictionReport>,
+    /// What the destination measured.
+    pub(super) there: Option<ThereReport>,
     /// What the frozen part took on the wire.
     pub(super) final_bytes: Option<Bytes>,
     /// How long pages followed after Resumed.
@@ -33,8 +38,9 @@ impl Account {
             clock: None,
             frozen_at: None,
             rounds: Vec::new(),
-            take_over: None,
             predicted: None,
+            prediction: None,
+            there: None,
             final_bytes: None,
             brownout: None,
             notes,
@@ -122,7 +128,8 @@ impl Account {
             downtime_ms: downtime.map(|parts| parts.total_ms()),
             downtime,
             predicted_downtime_ms: self.predicted.map(ms),
-            take_over_ms: self.take_over.map(ms),
+            prediction: self.prediction,
+            there: self.there,
             brownout_ms: self.brownout.map(ms),
             total_ms: ms(self.began.elapsed()),
             memory_bytes: plan.offer.memory.0,

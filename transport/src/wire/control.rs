@@ -316,9 +316,10 @@ pub enum Message {
     RoundEnd(RoundTotals),
     /// Destination: all of them are in the store.
     RoundAcked(Round),
-    /// Source: about to freeze; take the address over. The workload still runs.
+    /// Source: the freeze is being requested now; take the address over.
     Freezing,
-    /// Destination: what is sent to the address is held here from now on; freeze.
+    /// Destination: what clients send is held here from now on. Before it the source
+    /// dumps nothing.
     TakenOver,
     /// Source: a part of an image file.
     Image(ImageFile),
