@@ -3,6 +3,7 @@
 pub mod check;
 pub mod criu;
 pub mod destination;
+pub mod docker;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod images;
