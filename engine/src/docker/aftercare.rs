@@ -48,6 +48,18 @@ impl ContainerCare {
         }
     }
 
+    /// What to type where it could not be done.
+    pub fn by_hand(&self, runs: Side) -> String {
+        let id = self.id.get(..12).unwrap_or(&self.id);
+        match runs {
+            Side::Source => {
+                let policy = self.restart_policy.get("Name").and_then(Value::as_str).unwrap_or("no");
+                format!("the container did not get its restart policy back (docker update --restart {policy} {id})")
+            }
+            Side::Destination => format!("what is left of the container was not removed (docker rm {id})"),
+        }
+    }
+
     /// Whether Docker would ever start it by itself.
     fn restarts(&self) -> bool {
         let name = self.restart_policy.get("Name").and_then(Value::as_str).unwrap_or_default();
