@@ -257,8 +257,8 @@ impl Swrk {
             Err(Deaf::TooLong(len)) => return Err(RpcError::Malformed(format!("{len} bytes"))),
             Err(Deaf::Failed(error)) => return Err(RpcError::Socket(error)),
         };
-        let response = Response::decode(&*packet.bytes)
-            .map_err(|error| RpcError::Malformed(error.to_string()))?;
+        let response =
+            Response::decode(&*packet.bytes).map_err(|error| RpcError::Malformed(error.to_string()))?;
         let said = match (response.kind, response.notify) {
             (request_type::NOTIFY, Some(Notify { script, pid })) => {
                 Said::Stage { name: script.unwrap_or_default(), pid }

@@ -85,27 +85,30 @@ fn length(rest: &mut &[u8]) -> Result<usize, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::criu::proto::{Fd, FREEZE_CGROUP, request_type};
+    use crate::criu::proto::{FREEZE_CGROUP, Fd, request_type};
     use proptest::prelude::*;
 
     /// Every field of `criu_opts` as `(number, bytes)`: varints, strings and messages
     /// alike, those that nobody has invented yet among them.
     fn any_options() -> impl Strategy<Value = Vec<(u32, Vec<u8>)>> {
-        let field = (1u32..200, prop_oneof![
-            any::<u64>().prop_map(|value| (WireType::Varint, {
-                let mut bytes = Vec::new();
-                prost::encoding::encode_varint(value, &mut bytes);
-                bytes
-            })),
-            prop::collection::vec(any::<u8>(), 0..40).prop_map(|content| (WireType::LengthDelimited, {
-                let mut bytes = Vec::new();
-                prost::encoding::encode_varint(content.len() as u64, &mut bytes);
-                bytes.extend(content);
-                bytes
-            })),
-            any::<[u8; 4]>().prop_map(|content| (WireType::ThirtyTwoBit, content.to_vec())),
-            any::<[u8; 8]>().prop_map(|content| (WireType::SixtyFourBit, content.to_vec())),
-        ])
+        let field = (
+            1u32..200,
+            prop_oneof![
+                any::<u64>().prop_map(|value| (WireType::Varint, {
+                    let mut bytes = Vec::new();
+                    prost::encoding::encode_varint(value, &mut bytes);
+                    bytes
+                })),
+                prop::collection::vec(any::<u8>(), 0..40).prop_map(|content| (WireType::LengthDelimited, {
+                    let mut bytes = Vec::new();
+                    prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+                    bytes.extend(content);
+                    bytes
+                })),
+                any::<[u8; 4]>().prop_map(|content| (WireType::ThirtyTwoBit, content.to_vec())),
+                any::<[u8; 8]>().prop_map(|content| (WireType::SixtyFourBit, content.to_vec())),
+            ],
+        )
             .prop_map(|(tag, (kind, value))| {
                 let mut bytes = Vec::new();
                 prost::encoding::encode_key(tag, kind, &mut bytes);
@@ -116,8 +119,8 @@ mod tests {
     }
 
     fn request(options: &[(u32, Vec<u8>)]) -> Vec<u8> {
-        let mut request = Request { kind: request_type::DUMP, keep_open: Some(true), ..Request::default() }
-            .encode_to_vec();
+        let mut request =
+            Request { kind: request_type::DUMP, keep_open: Some(true), ..Request::default() }.encode_to_vec();
         let options: Vec<u8> = options.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
         prost::encoding::bytes::encode(OPTIONS, &options, &mut request);
         request
@@ -126,7 +129,11 @@ mod tests {
     fn options_of(request: &[u8]) -> Vec<(u32, Vec<u8>)> {
         let all = fields(request).unwrap();
         let field = all.iter().find(|(tag, _)| *tag == OPTIONS).unwrap().1;
-        fields(content(field).unwrap()).unwrap().into_iter().map(|(tag, bytes)| (tag, bytes.to_vec())).collect()
+        fields(content(field).unwrap())
+            .unwrap()
+            .into_iter()
+            .map(|(tag, bytes)| (tag, bytes.to_vec()))
+            .collect()
     }
 
     proptest! {

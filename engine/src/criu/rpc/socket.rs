@@ -102,7 +102,6 @@ impl Socket {
     pub(super) fn hang_up(&self) {
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
-
 }
 
 /// Waits until there is something to read, or an end.
