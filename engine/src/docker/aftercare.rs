@@ -54,7 +54,9 @@ impl ContainerCare {
         match runs {
             Side::Source => {
                 let policy = self.restart_policy.get("Name").and_then(Value::as_str).unwrap_or("no");
-                format!("the container did not get its restart policy back (docker update --restart {policy} {id})")
+                format!(
+                    "the container did not get its restart policy back (docker update --restart {policy} {id})"
+                )
             }
             Side::Destination => format!("what is left of the container was not removed (docker rm {id})"),
         }

@@ -5,9 +5,12 @@
 
 pub mod aftercare;
 pub mod api;
+pub mod check;
 pub mod checkpoint;
 pub mod container;
+pub mod facts;
 pub mod image;
+pub mod relay;
 pub mod sending;
 
 pub use api::{Api, ApiError, DEFAULT_SOCKET};

@@ -2,11 +2,12 @@
 //! source, restored at the destination, and held on both until the outcome is known.
 
 pub mod aftercare;
+pub mod oci;
 pub mod process;
 
 use crate::check::Finding;
-pub use aftercare::Aftercare;
 use crate::journal::TaskId;
+pub use aftercare::Aftercare;
 use ferry_transport::wire::control::{Offer, RestorerRequest, TcpMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
