@@ -1,5 +1,6 @@
 //! `ferry receive`: takes links, one migration or one question on each.
 
+use super::conversation::Conversation;
 use super::driver::{Destination, Finished};
 use super::handover::HandoverMaker;
 use super::recovery;
@@ -171,14 +172,8 @@ impl Receiver {
                     let id = offer.id;
                     let target = offer.target.clone();
                     self.tell(ReceiverEvent::Begins { id, target, peer: link.peer() });
-                    let destination = Destination::new(
-                        Arc::clone(self),
-                        *offer,
-                        Arc::clone(&link),
-                        (sender, receiver),
-                        abort,
-                        findings,
-                    );
+                    let peer = Conversation::new(link, (sender, receiver), abort);
+                    let destination = Destination::new(Arc::clone(self), *offer, peer, findings);
                     let Finished { runs_here, end } = destination.run().await;
                     self.lock().remove(&id);
                     self.tell(ReceiverEvent::Ended { id, runs_here, end });
