@@ -30,6 +30,7 @@ pub struct OciTarget {
     state: State,
     setup: Setup,
     members: Arc<Members>,
+    pages: PagePayload,
     parked: Option<Parked>,
 }
 
@@ -57,7 +58,8 @@ impl OciTarget {
             return Err(fails(format!("container {id} has a terminal, which cannot be moved")));
         }
         let members = Arc::new(members);
-        Ok(OciTarget { id: id.to_owned(), runtime, host, state, setup, members, parked: None })
+        let pages = if host.criu.shim.is_some() { PagePayload::Ferry } else { PagePayload::LazyPages };
+        Ok(OciTarget { id: id.to_owned(), runtime, host, state, setup, members, pages, parked: None })
     }
 
     /// The container's first process, as this host numbers it.
@@ -65,8 +67,10 @@ impl OciTarget {
         self.members.init()
     }
 
-    fn pages(&self) -> PagePayload {
-        if self.host.criu.shim.is_some() { PagePayload::Ferry } else { PagePayload::LazyPages }
+    /// Lets CRIU dump the pages itself: a dump that is whole without ferry's pages.
+    pub fn with_pages(mut self, pages: PagePayload) -> OciTarget {
+        self.pages = pages;
+        self
     }
 
     fn park(&self) -> Result<Parked, TargetError> {
@@ -77,7 +81,7 @@ impl OciTarget {
         let scratch = tempfile::TempDir::new_in(relays).map_err(problem)?;
         let wrapper = place_wrapper(scratch.path(), ferry, &criu.program, relays).map_err(problem)?;
         let mut call = self.runtime.checkpoint(&self.id, &wrapper, scratch.path()).map_err(problem)?;
-        let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: self.pages() };
+        let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: self.pages };
         let parked = registration.await_request(&launch, START, || call.is_up());
         let said = |call: &mut Call, what: &dyn std::fmt::Display| {
             let _ = call.wait(Duration::ZERO);
@@ -146,7 +150,7 @@ impl Target for OciTarget {
         let dump = Dump {
             root: self.state.pid,
             processes: Arc::clone(&self.members) as _,
-            pages: self.pages(),
+            pages: self.pages,
             images: images.to_owned(),
             deadline,
         };
