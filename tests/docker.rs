@@ -217,7 +217,9 @@ fn a_start_waits_for_criu_and_a_failed_one_leaves_no_container() {
     }
     assert!(!start.is_over(), "Docker waits for CRIU");
     fs::write(host.path("/run/criu-ends"), "").unwrap();
-    start.discard().unwrap();
+    let ended = start.discard();
+    assert!(ended.said.contains("criu"), "{}", ended.said);
+    ended.removed.unwrap();
     assert_eq!(here.expect(["ps", "--all", "--quiet", "--filter", "name=copy"]).unwrap(), "");
     here.stop().unwrap();
 }

@@ -118,9 +118,21 @@ impl Start {
 
     /// Waits for the end of a start that CRIU has been made to fail, and removes the
     /// container.
-    pub fn discard(self) -> Result<(), ApiError> {
+    pub fn discard(self) -> Discarded {
         // Docker holds the container until the start has failed.
-        let _ = self.thread.join();
-        remove(&self.api, &self.id, Volumes::Go)
+        let said = match self.thread.join() {
+            Ok(Err(error)) => error.to_string(),
+            Ok(Ok(_)) | Err(_) => String::new(),
+        };
+        Discarded { said, removed: remove(&self.api, &self.id, Volumes::Go) }
     }
+}
+
+/// A start that was undone.
+#[derive(Debug)]
+pub struct Discarded {
+    /// What Docker said of it.
+    pub said: String,
+    /// Whether nothing of the container is left.
+    pub removed: Result<(), ApiError>,
 }

@@ -2,6 +2,7 @@
 //! source, restored at the destination, and held on both until the outcome is known.
 
 pub mod aftercare;
+pub mod docker;
 pub mod oci;
 pub mod process;
 

@@ -31,7 +31,17 @@ pub struct OciTarget {
     setup: Setup,
     members: Arc<Members>,
     pages: PagePayload,
+    network: Network,
     parked: Option<Parked>,
+}
+
+/// Where the devices of a container's network namespace come from in its copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    /// From the images.
+    InImages,
+    /// From whoever calls the runtime.
+    MadeByRuntime,
 }
 
 /// The runtime's checkpoint, held back at its request.
@@ -59,7 +69,17 @@ impl OciTarget {
         }
         let members = Arc::new(members);
         let pages = if host.criu.shim.is_some() { PagePayload::Ferry } else { PagePayload::LazyPages };
-        Ok(OciTarget { id: id.to_owned(), runtime, host, state, setup, members, pages, parked: None })
+        Ok(OciTarget {
+            id: id.to_owned(),
+            runtime,
+            host,
+            state,
+            setup,
+            members,
+            pages,
+            network: Network::InImages,
+            parked: None,
+        })
     }
 
     /// The container's first process, as this host numbers it.
@@ -73,6 +93,25 @@ impl OciTarget {
         self
     }
 
+    /// The runtime's caller gives a copy its network devices anew: they are left out of
+    /// the images.
+    pub fn with_network_made_by_runtime(mut self) -> OciTarget {
+        self.network = Network::MadeByRuntime;
+        self
+    }
+
+    /// CRIU's `descriptors.json`.
+    pub fn descriptors(&self) -> &[String] {
+        &self.setup.descriptors
+    }
+
+    /// Only a namespace of its own, and made for it, has devices that are anybody's to make.
+    fn network(&self) -> Result<Network, TargetError> {
+        let config = self.setup.config()?;
+        let own = config.namespace("network").is_some_and(|namespace| namespace.path.is_none());
+        Ok(if own { self.network } else { Network::InImages })
+    }
+
     fn park(&self) -> Result<Parked, TargetError> {
         self.members.refuse_outsiders()?;
         let problem = |error: std::io::Error| fails(format!("the checkpoint cannot be prepared: {error}"));
@@ -80,7 +119,8 @@ impl OciTarget {
         let registration = Registration::new(relays, &self.id, Deed::Checkpoint).map_err(problem)?;
         let scratch = tempfile::TempDir::new_in(relays).map_err(problem)?;
         let wrapper = place_wrapper(scratch.path(), ferry, &criu.program, relays).map_err(problem)?;
-        let mut call = self.runtime.checkpoint(&self.id, &wrapper, scratch.path()).map_err(problem)?;
+        let mut call =
+            self.runtime.checkpoint(&self.id, &wrapper, scratch.path(), self.network()?).map_err(problem)?;
         let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: self.pages };
         let parked = registration.await_request(&launch, START, || call.is_up());
         let said = |call: &mut Call, what: &dyn std::fmt::Display| {

@@ -1,5 +1,6 @@
 //! The runtime's own commands.
 
+use super::dump::Network;
 use super::fails;
 use super::relay::is_container_id;
 use crate::sys::procfs::read_limited;
@@ -84,9 +85,18 @@ impl Runtime {
     }
 
     /// Starts a checkpoint that goes through the wrapper to CRIU.
-    pub(super) fn checkpoint(&self, id: &str, wrapper: &Path, scratch: &Path) -> io::Result<Call> {
+    pub(super) fn checkpoint(
+        &self,
+        id: &str,
+        wrapper: &Path,
+        scratch: &Path,
+        network: Network,
+    ) -> io::Result<Call> {
         let mut command = self.through(wrapper, scratch);
         command.arg("checkpoint").arg("--image-path").arg(scratch).arg("--work-path").arg(scratch);
+        if network == Network::MadeByRuntime {
+            command.args(["--empty-ns", "network"]);
+        }
         command.arg(id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Call::start(command, scratch)
     }
