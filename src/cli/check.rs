@@ -28,10 +28,23 @@ pub struct Options {
 pub fn run(options: Options) -> Result<End> {
     host::need_root("check")?;
     let moved = &options.moved;
-    let pid = moved.pid()?;
-    let mut preflight = moved.check(pid);
+    let found = moved.find()?;
+    let mut preflight = moved.check(&found);
+    let mut restorer = RestorerRequest::process();
     let criu = match host::existing_criu(moved.criu.as_deref()) {
-        Ok(installed) => installed.version.to_string(),
+        Ok(installed) => {
+            // What a destination is told of a container, it judges.
+            if !preflight.is_blocked() {
+                match found
+                    .open(installed.criu(), &options.common.state)
+                    .and_then(|target| Ok(target.restorer()?))
+                {
+                    Ok(known) => restorer = known,
+                    Err(error) => preflight.no_answer = Some(error.to_string()),
+                }
+            }
+            installed.version.to_string()
+        }
         Err(error) => {
             let what = format!("there is no CRIU to work with: {error}");
             let advice = "`ferry setup` makes one";
@@ -41,7 +54,7 @@ pub fn run(options: Options) -> Result<End> {
     };
     if let Some(to) = &options.to {
         // No migration: the destination writes nothing down under this number.
-        let offer = moved.offer(MigrationId(0), pid, moved.target.clone(), RestorerRequest::process());
+        let offer = moved.offer(MigrationId(0), found.root, moved.target.to_string(), restorer);
         let connector = connector(to, &options.common.state, LinkOptions::default())?;
         let answer = runtime()?.block_on(ask_destination(&connector, host::hello(&criu), offer));
         match answer {

@@ -12,6 +12,7 @@ mod receive;
 mod resolve;
 mod setup;
 mod status;
+mod target;
 
 use crate::exit::End;
 use anyhow::Result;

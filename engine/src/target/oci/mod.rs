@@ -5,6 +5,7 @@
 //! roll-back are those of a process tree, and the runtime's own files, cgroups and
 //! state are its own work.
 
+mod check;
 mod dump;
 mod members;
 pub mod relay;
@@ -13,6 +14,7 @@ mod runtime;
 mod setup;
 mod stdio;
 
+pub use check::check;
 pub use dump::OciTarget;
 pub use restore::OciRestorer;
 pub use runtime::{Runtime, State};

@@ -59,11 +59,10 @@ struct Linux {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Namespace {
+struct Namespace {
     #[serde(rename = "type")]
-    pub(super) kind: String,
-    #[serde(default)]
-    pub(super) path: Option<PathBuf>,
+    kind: String,
+    path: Option<PathBuf>,
 }
 
 impl Config {
@@ -71,9 +70,9 @@ impl Config {
         self.process.terminal
     }
 
-    /// Its namespace of this kind, if it has one.
-    pub(super) fn namespace(&self, kind: &str) -> Option<&Namespace> {
-        self.linux.namespaces.iter().find(|namespace| namespace.kind == kind)
+    /// Whether the runtime makes it a namespace of this kind.
+    pub(super) fn has_own(&self, kind: &str) -> bool {
+        self.linux.namespaces.iter().any(|namespace| namespace.kind == kind && namespace.path.is_none())
     }
 
     /// Namespaces of somebody else that it joins.
@@ -150,6 +149,11 @@ impl Setup {
         Some(self.bundle.join(self.config().ok()?.root?.path))
     }
 
+    /// Where the copy's output goes whose pipe ended at the source's host.
+    pub(super) fn output(&self) -> PathBuf {
+        stdio::output(&self.bundle)
+    }
+
     /// Whether this host has another configuration in the bundle's place.
     pub(super) fn conflicts(&self) -> bool {
         std::fs::read(self.bundle.join(CONFIG)).is_ok_and(|there| there != self.config.as_bytes())
@@ -198,7 +202,7 @@ mod tests {
         assert_eq!(arrived.rootfs().unwrap(), Path::new("/bundles/one/rootfs"));
         let config = arrived.config().unwrap();
         assert_eq!(config.joined().collect::<Vec<_>>(), [("network", Path::new("/run/netns/a"))]);
-        assert!(config.namespace("pid").is_some() && config.namespace("user").is_none());
+        assert!(config.has_own("pid") && !config.has_own("network") && !config.has_own("user"));
     }
 
     #[test]

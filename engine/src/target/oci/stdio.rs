@@ -8,7 +8,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// Where output goes whose pipe ended at the source's host.
 const OUTPUT: &str = "ferry-output.log";
 
 /// One of the three.
@@ -84,16 +83,21 @@ fn key(stream: &Stream) -> Option<String> {
 /// # Errors
 /// The path that cannot be opened, and why.
 pub(super) fn here(streams: &[Stream; 3], bundle: &Path) -> io::Result<[Stdio; 3]> {
-    let output = |stream: &Stream| match stream {
+    let writes_to = |stream: &Stream| match stream {
         Stream::Own => Ok(Stdio::null()),
-        Stream::Pipe => append(&bundle.join(OUTPUT)),
+        Stream::Pipe => append(&output(bundle)),
         Stream::HostFile { path, .. } => append(path),
     };
     let input = match &streams[0] {
         Stream::Own | Stream::Pipe => Stdio::null(),
         Stream::HostFile { path, .. } => open(OpenOptions::new().read(true), path)?,
     };
-    Ok([input, output(&streams[1])?, output(&streams[2])?])
+    Ok([input, writes_to(&streams[1])?, writes_to(&streams[2])?])
+}
+
+/// Where output goes whose pipe ended at the source's host.
+pub(super) fn output(bundle: &Path) -> PathBuf {
+    bundle.join(OUTPUT)
 }
 
 fn append(path: &Path) -> io::Result<Stdio> {
