@@ -107,8 +107,7 @@ impl OciTarget {
 
     /// Only a namespace of its own, and made for it, has devices that are anybody's to make.
     fn network(&self) -> Result<Network, TargetError> {
-        let config = self.setup.config()?;
-        let own = config.namespace("network").is_some_and(|namespace| namespace.path.is_none());
+        let own = self.setup.config()?.has_own("network");
         Ok(if own { self.network } else { Network::InImages })
     }
 
