@@ -63,7 +63,7 @@ fn cgroups() -> Vec<PathBuf> {
 fn two_daemons_run_side_by_side_and_leave_nothing() {
     let Some(lab) = lab("daemons") else { return };
     let before: Vec<_> = lab.hosts().iter().map(traces).collect();
-    let options = DaemonOptions::new("/bin/true");
+    let options = DaemonOptions::default();
     let daemons = lab.hosts().iter().map(|host| Daemon::start(host, &options).expect("a daemon"));
     let daemons: Vec<Daemon<'_>> = daemons.collect();
     for daemon in &daemons {
@@ -107,7 +107,7 @@ fn a_daemon_that_was_killed_leaves_nothing_either() {
     let Some(lab) = lab("killed-daemon") else { return };
     let host = lab.source();
     let before = traces(host);
-    let daemon = Daemon::start(host, &DaemonOptions::new("/bin/true")).expect("a daemon");
+    let daemon = Daemon::start(host, &DaemonOptions::default()).expect("a daemon");
     daemon.import(&Image::busybox(), "busybox").expect("an image");
     daemon.expect(["run", "--detach", "busybox", "sleep", "1000"]).unwrap();
     daemon.kill().unwrap();

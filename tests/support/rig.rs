@@ -212,6 +212,7 @@ pub fn start_receiver<'lab>(host: &'lab Host, breakpoint: Option<&str>) -> Resul
     let mut program = Program::new(FERRY)
         .args(["receive", "--listen", &listen, "--state", STATE])
         .env("FERRY_LOG", "ferry_engine=debug")
+        .env("FERRY_DOCKER", ferry_lab::docker::SOCKET)
         .stdout(log)
         .stderr(log);
     if let Some(breakpoint) = breakpoint {

@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How a daemon is made.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
-    /// The CRIU that runc is to find: it is `criu` in the first directory of the PATH.
-    pub criu: PathBuf,
+    /// The CRIU that runc is to find first; none there unless given.
+    pub criu: Option<PathBuf>,
     /// Whether checkpoints are allowed.
     pub experimental: Experimental,
     /// Address and prefix of the default bridge.
@@ -50,13 +50,17 @@ pub enum Experimental {
 }
 
 impl DaemonOptions {
-    /// With this CRIU, checkpoints allowed, and the default bridge on 172.30.0.1/24.
-    pub fn new(criu: impl Into<PathBuf>) -> DaemonOptions {
-        DaemonOptions {
-            criu: criu.into(),
-            experimental: Experimental::On,
-            bridge: "172.30.0.1/24".to_owned(),
-        }
+    /// With this CRIU: it is `criu` in the first directory of the engine's PATH.
+    pub fn with_criu(mut self, criu: impl Into<PathBuf>) -> DaemonOptions {
+        self.criu = Some(criu.into());
+        self
+    }
+}
+
+impl Default for DaemonOptions {
+    /// Checkpoints are allowed, and the default bridge is on 172.30.0.1/24.
+    fn default() -> DaemonOptions {
+        DaemonOptions { criu: None, experimental: Experimental::On, bridge: "172.30.0.1/24".to_owned() }
     }
 }
 
@@ -86,7 +90,9 @@ impl<'lab> Daemon<'lab> {
         let bin = format!("{HOME}/bin");
         let _ = fs::remove_dir_all(host.path(HOME));
         fs::create_dir_all(host.path(&bin)).context("no place for the daemon")?;
-        symlink(&options.criu, host.path(format!("{bin}/criu"))).context("no place for the daemon's CRIU")?;
+        if let Some(criu) = &options.criu {
+            symlink(criu, host.path(format!("{bin}/criu"))).context("no place for the daemon's CRIU")?;
+        }
         let cgroups = CgroupParent::new();
         let mut program = HostProgram::new(DAEMON)
             .args(["--data-root", &format!("{HOME}/data"), "--exec-root", &format!("{HOME}/exec")])
