@@ -51,6 +51,7 @@ impl Source {
             engine,
             address: parts.network.place().cloned(),
             images: plan.images.clone(),
+            epilogue: parts.target.epilogue(),
         })?;
         Ok(Source {
             account: Account::new(plan.notes.clone()),

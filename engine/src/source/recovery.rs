@@ -6,7 +6,7 @@
 //! stopped until somebody decides; after `completed` or `aborted` there is nothing
 //! to decide.
 
-use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
+use crate::journal::{self, Entry, Epilogue, Journal, Side, SourceRecord, TaskId};
 use crate::net::address::{AddressHolder, Place};
 use crate::net::announce::Announcer;
 use crate::target::process::rescue;
@@ -109,10 +109,11 @@ pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     if found != SourceStanding::Interrupted {
         return Ok(found);
     }
-    let Left { address, images, tasks, stopped } = left(state, id);
+    let Left { address, images, tasks, stopped, epilogue } = left(state, id);
     of_here(&tasks).map_err(io::Error::other)?;
     let announcing = address.map(give_back);
     rescue::let_run(&images, &tasks, &stopped);
+    rescue::run(&epilogue.let_run);
     announcing.map_or(Ok(()), wait_announced).map_err(io::Error::other)?;
     let _ = std::fs::remove_dir_all(images);
     let cause = "its engine died before the commit".to_owned();
@@ -127,11 +128,12 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
     of_here(&tasks)?;
-    let Left { address, images, stopped, .. } = left(state, id);
+    let Left { address, images, stopped, epilogue, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
             let removed = tasks.len() - rescue::remove(&images, &tasks);
+            rescue::run(&epilogue.removed);
             done.push(format!("{removed} of the {} stopped processes here were removed", tasks.len()));
         }
         Side::Source => {
@@ -139,6 +141,7 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
                 address.as_ref().map(|place| format!("{} is on {}", place.address, place.interface.name));
             let announcing = address.map(give_back);
             rescue::let_run(&images, &tasks, &stopped);
+            rescue::run(&epilogue.let_run);
             done.push(format!("the {} processes run again here", tasks.len()));
             if let (Some(what), Some(announcing)) = (what, announcing) {
                 done.push(wait_announced(announcing).map_or_else(|error| error, |()| what + " again"));
@@ -187,14 +190,15 @@ struct Left {
     /// Stopped by CRIU, and pinned if the dump was held.
     tasks: Vec<TaskId>,
     stopped: Vec<TaskId>,
+    epilogue: Epilogue,
 }
 
 fn left(state: &Path, id: MigrationId) -> Left {
     let mut left = Left::default();
     for entry in journal::read::<SourceRecord>(state, id).unwrap_or_default() {
         match entry.record {
-            SourceRecord::Started { address, images, .. } => {
-                (left.address, left.images) = (address, images);
+            SourceRecord::Started { address, images, epilogue, .. } => {
+                (left.address, left.images, left.epilogue) = (address, images, epilogue);
             }
             SourceRecord::Freezing { tasks, stopped } => (left.tasks, left.stopped) = (tasks, stopped),
             SourceRecord::Holding { tasks } => left.tasks = tasks,
@@ -231,6 +235,7 @@ mod tests {
             engine: ENGINE,
             address: None,
             images: "/nonexistent".into(),
+            epilogue: Epilogue::default(),
         };
         let entries: Vec<_> = std::iter::once(started)
             .chain(records.iter().cloned())

@@ -5,7 +5,7 @@ pub mod oci;
 pub mod process;
 
 use crate::check::Finding;
-use crate::journal::TaskId;
+use crate::journal::{Epilogue, TaskId};
 use ferry_transport::wire::control::{Offer, RestorerRequest, TcpMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,6 +46,11 @@ pub trait Target: Send {
     /// Who can build its copy, and what that one must know.
     fn restorer(&self) -> Result<RestorerRequest, TargetError> {
         Ok(RestorerRequest::process())
+    }
+
+    /// What is to be done beside its processes if this engine dies.
+    fn epilogue(&self) -> Epilogue {
+        Epilogue::default()
     }
 
     /// Starts and checks whatever can be started and checked before the freeze.

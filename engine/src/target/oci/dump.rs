@@ -8,7 +8,7 @@ use super::stdio;
 use super::{Host, fails};
 use crate::criu::proto::Options;
 use crate::criu::rpc::{Launch, PagePayload, Swrk};
-use crate::journal::TaskId;
+use crate::journal::{Epilogue, TaskId};
 use crate::target::process::common_options;
 use crate::target::process::dump::{Dump, tasks_of};
 use crate::target::{FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
@@ -128,6 +128,10 @@ impl Target for OciTarget {
     fn restorer(&self) -> Result<RestorerRequest, TargetError> {
         let setup = serde_json::to_vec(&self.setup).map_err(|error| fails(error.to_string()))?;
         Ok(RestorerRequest { kind: super::KIND.into(), setup })
+    }
+
+    fn epilogue(&self) -> Epilogue {
+        Epilogue { removed: self.runtime.delete_command(&self.id), ..Epilogue::default() }
     }
 
     fn prepare(&mut self) -> Result<(), TargetError> {

@@ -8,6 +8,7 @@ use crate::net::connections;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long CRIU, hung up on, may take to get out of the tasks.
@@ -32,6 +33,18 @@ pub fn remove(images: &Path, tasks: &[TaskId]) -> usize {
     let left = connections::kill_quietly(tasks);
     unlock(images, tasks);
     left
+}
+
+/// Runs a program of an epilogue, if there is one, and waits for it.
+pub fn run(command: &[String]) {
+    let Some((program, arguments)) = command.split_first() else { return };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!(%status, program, ?arguments, "it failed"),
+        Err(error) => tracing::warn!(%error, program, "it cannot be started"),
+    }
 }
 
 /// CRIU's network lock is found by its log, or by the root's PID.
