@@ -3,7 +3,7 @@
 
 use ferry_engine::docker::aftercare::ContainerCare;
 use ferry_engine::docker::api::{Api, Waiting};
-use ferry_engine::docker::checkpoint::{Start, Stub};
+use ferry_engine::docker::checkpoint::{Failed, Start, Stub};
 use ferry_engine::docker::sending;
 use ferry_engine::docker::{Container, ContainerConfig, ImageClaim, ImagePlan};
 use ferry_engine::journal::Side;
@@ -217,7 +217,7 @@ fn a_start_waits_for_criu_and_a_failed_one_leaves_no_container() {
     }
     assert!(!start.is_over(), "Docker waits for CRIU");
     fs::write(host.path("/run/criu-ends"), "").unwrap();
-    let ended = start.discard();
+    let ended = start.discard(Failed::Goes);
     assert!(ended.said.contains("criu"), "{}", ended.said);
     ended.removed.unwrap();
     assert_eq!(here.expect(["ps", "--all", "--quiet", "--filter", "name=copy"]).unwrap(), "");

@@ -1,6 +1,7 @@
 //! The engine: everything that a live migration does on either host.
 
 pub mod check;
+pub mod checkpoints;
 pub mod criu;
 pub mod destination;
 pub mod docker;

@@ -47,7 +47,7 @@ pub struct Options {
     #[arg(long, default_value = "100ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     downtime: Duration,
     /// The longest that the rounds may take together.
-    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = humantime::parse_duration)]
     deadline: Duration,
     /// The longest that the workload may stand still before the commit.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]

@@ -53,6 +53,13 @@ impl Conversation {
         intake: Option<&Intake>,
     ) -> Result<Message, String> {
         let mut abort = self.abort.clone();
+        let refused = async {
+            match intake {
+                Some(intake) => intake.refusal().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(refused);
         let mut stored = 0;
         loop {
             let said = tokio::select! {
@@ -61,8 +68,9 @@ impl Conversation {
                     let why = self.abort.borrow().clone();
                     return Err(why.unwrap_or_else(|| "given up here".into()));
                 }
+                why = &mut refused => return Err(why),
                 () = tokio::time::sleep(patience) => {
-                    let now = intake.map_or(Ok(0), Intake::stored_chunks)?;
+                    let now = intake.map_or(0, Intake::stored_chunks);
                     if now > std::mem::replace(&mut stored, now) {
                         continue;
                     }

@@ -48,10 +48,14 @@ impl Intake {
         self.images.finish(state.images)
     }
 
-    /// How many chunks have been stored: that it grows says that the source is at
-    /// work. An error says why no more can be.
-    pub(super) fn stored_chunks(&self) -> Result<u64, String> {
-        self.pages.failure().map_or(Ok(self.pages.chunks()), Err)
+    /// How many chunks have been stored: that it grows says that the source is at work.
+    pub(super) fn stored_chunks(&self) -> u64 {
+        self.pages.chunks()
+    }
+
+    /// Completes when no more pages can be stored, with the reason.
+    pub(super) fn refusal(&self) -> impl Future<Output = String> + use<> {
+        self.pages.refusal()
     }
 
     /// The pages.

@@ -6,8 +6,9 @@
 
 use super::api::{Api, ApiError, Waiting, escaped};
 use super::container::{Container, Volumes, remove};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -18,17 +19,19 @@ pub const NAME: &str = "ferry";
 /// What runc compares the copy's standard streams with.
 const DESCRIPTORS: &str = "descriptors.json";
 
-/// A checkpoint directory of a created container. Dropping it removes it.
+/// A checkpoint directory of a container that is about to be started. It is locked
+/// while its maker lives; dropping it removes it.
 #[derive(Debug)]
-pub struct Stub(PathBuf);
+pub struct Stub {
+    directory: PathBuf,
+    _lock: Flock<File>,
+}
 
 impl Stub {
     /// Makes it for the container `id`. `descriptors` is what runc wrote, or would have
     /// written, of the original's standard streams.
     pub fn make(api: &Api, id: &str, descriptors: &[String]) -> Result<Stub, StubError> {
-        let info = api.get("/info")?;
-        let root = info.get("DockerRootDir").and_then(Value::as_str).unwrap_or("/var/lib/docker");
-        let container = Path::new(root).join("containers").join(id);
+        let container = directory_of(api, id)?;
         Stub::in_directory(&container, descriptors).map_err(|error| StubError::Directory { container, error })
     }
 
@@ -41,17 +44,34 @@ impl Stub {
                 other => other?,
             }
         }
-        let stub = Stub(all.join(NAME));
-        fs::write(stub.0.join(DESCRIPTORS), serde_json::to_vec(descriptors)?)?;
+        let directory = all.join(NAME);
+        let lock = Flock::lock(File::open(&directory)?, FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|(_, errno)| io::Error::from(errno))?;
+        fs::write(directory.join(DESCRIPTORS), serde_json::to_vec(descriptors)?)?;
         // Some versions ask whether it is there.
-        fs::write(stub.0.join("inventory.img"), [])?;
-        Ok(stub)
+        fs::write(directory.join("inventory.img"), [])?;
+        Ok(Stub { directory, _lock: lock })
     }
+}
+
+/// Whether a container was made to be started from a checkpoint of ferry's and never
+/// was: its maker was killed.
+pub fn is_half_made(api: &Api, container: &Container) -> bool {
+    let Ok(directory) = directory_of(api, container.id()) else { return false };
+    let Ok(stub) = File::open(directory.join("checkpoints").join(NAME)) else { return false };
+    container.text("/State/Status") == "created" && Flock::lock(stub, FlockArg::LockSharedNonblock).is_ok()
+}
+
+/// Where Docker keeps what it knows of a container.
+fn directory_of(api: &Api, id: &str) -> Result<PathBuf, ApiError> {
+    let info = api.get("/info")?;
+    let root = info.get("DockerRootDir").and_then(Value::as_str).unwrap_or("/var/lib/docker");
+    Ok(Path::new(root).join("containers").join(id))
 }
 
 impl Drop for Stub {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -116,16 +136,29 @@ impl Start {
         }
     }
 
-    /// Waits for the end of a start that CRIU has been made to fail, and removes the
-    /// container.
-    pub fn discard(self) -> Discarded {
+    /// Waits for the end of a start that CRIU has been made to fail; then the container
+    /// is as it was before, or gone.
+    pub fn discard(self, container: Failed) -> Discarded {
         // Docker holds the container until the start has failed.
         let said = match self.thread.join() {
             Ok(Err(error)) => error.to_string(),
             Ok(Ok(_)) | Err(_) => String::new(),
         };
-        Discarded { said, removed: remove(&self.api, &self.id, Volumes::Go) }
+        let removed = match container {
+            Failed::Goes => remove(&self.api, &self.id, Volumes::Go),
+            Failed::Stays => Ok(()),
+        };
+        Discarded { said, removed }
     }
+}
+
+/// What becomes of a container that could not be started from a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// It was made for the start, and goes.
+    Goes,
+    /// It was there before, and stays.
+    Stays,
 }
 
 /// A start that was undone.
@@ -133,6 +166,6 @@ impl Start {
 pub struct Discarded {
     /// What Docker said of it.
     pub said: String,
-    /// Whether nothing of the container is left.
+    /// Whether what was to go is gone.
     pub removed: Result<(), ApiError>,
 }

@@ -12,7 +12,7 @@ use super::state::{SourceAction, SourceInput, SourceState, learned};
 use super::workload::Workload;
 use crate::check::{Findings, Severity};
 use crate::journal::{Journal, Side, SourceRecord, TaskId};
-use crate::memory::{FrozenSpace, RoundScan};
+use crate::memory::{FrozenSpace, MemoryError, RoundScan};
 use crate::net::hooks::Stage;
 use crate::report::{RoundReport, StrategyReport, ms};
 use crate::strategy::{Budget, Decision, History, RoundStats, Strategy};
@@ -169,10 +169,10 @@ impl Source {
         let wire_before = self.peer.wire_bytes();
         let sink = self.peer.sink()?;
         let memory = self.memory.clone();
-        let scan = self.watched(round, async move { memory.round(round, sink).await }).await?;
-        let scan = scan.map_err(|error| error.to_string())?;
+        let scan = self.in_time(round, async move { memory.round(round, sink).await }).await?;
+        let scan = self.explained(scan).await?;
         self.send(Message::RoundEnd(totals(round, &scan))).await?;
-        let answer = self.watched(round, std::future::pending::<()>());
+        let answer = self.in_time(round, std::future::pending::<()>());
         match answer.await {
             Err(Interrupted::Said(Message::RoundAcked(acked))) if acked == round => {}
             Err(Interrupted::Said(other)) => return Err(unexpected(&other)),
@@ -241,7 +241,7 @@ impl Source {
         let sink = self.peer.sink()?;
         let memory = self.memory.clone();
         let finished = self.watched(round, async move { memory.finish(round, sink).await }).await?;
-        let (scan, spaces) = finished.map_err(|error| error.to_string())?;
+        let (scan, spaces) = self.explained(finished).await?;
         self.account.lap_final_round(scan.scan);
         for note in &scan.notes {
             self.note(note.clone());
@@ -464,6 +464,32 @@ impl Source {
             )
         };
         self.peer.receive(left, too_late).await
+    }
+
+    /// Pages that nobody takes are the destination's doing: it says why.
+    async fn explained<T>(&mut self, done: Result<T, MemoryError>) -> Result<T, String> {
+        match done {
+            Err(closed @ MemoryError::Sink(_)) => Err(self.peer.last_word(closed.to_string()).await),
+            done => done.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// A part of a round, as [`Source::watched`], which gives the migration up when the
+    /// round runs past the deadline. Between rounds the strategy heeds that and freezes;
+    /// within one a freeze would have to send what is left of it, so that a round may go
+    /// on for as long as a freeze in its place might have lasted, and no longer.
+    async fn in_time<T>(&mut self, round: Round, work: impl Future<Output = T>) -> Result<T, Interrupted> {
+        let Budget { elapsed, deadline, .. } = self.budget();
+        let left = deadline.saturating_add(self.plan.freeze_deadline).saturating_sub(elapsed);
+        let done = self.watched(round, tokio::time::timeout(left, work)).await?;
+        done.map_err(|_| {
+            let Round(number) = round;
+            let (memory, sent) = (self.plan.offer.memory, self.peer.wire_bytes());
+            Interrupted::Failed(format!(
+                "the deadline of {deadline:?} passed in round {number}, and a freeze could not have sent the rest \
+                 in time: {sent} were sent so far, for {memory} of memory (a higher --deadline, or a faster network)"
+            ))
+        })
     }
 
     /// Runs memory work while watching the peer and the user, and tells the observer

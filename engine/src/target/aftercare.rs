@@ -4,6 +4,7 @@
 use crate::docker::aftercare::ContainerCare;
 use crate::journal::Side;
 use serde::{Deserialize, Serialize};
+use std::process::{Command, Stdio};
 
 /// Something that was changed around the workload. Performing it twice does no harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,6 +12,11 @@ use serde::{Deserialize, Serialize};
 pub enum Aftercare {
     /// Docker's own doings with a container.
     DockerContainer(ContainerCare),
+    /// What a runtime keeps of a container.
+    RuntimeContainer {
+        /// The program that removes it, and its arguments.
+        delete: Vec<String>,
+    },
 }
 
 impl Aftercare {
@@ -23,6 +29,24 @@ impl Aftercare {
             Aftercare::DockerContainer(care) => {
                 care.perform(runs).map_err(|error| format!("{}: {error}", care.by_hand(runs)))
             }
+            Aftercare::RuntimeContainer { delete } => {
+                if runs == Side::Destination {
+                    run(delete);
+                }
+                Ok(())
+            }
         }
+    }
+}
+
+/// Runs a program and waits for it.
+pub(super) fn run(command: &[String]) {
+    let Some((program, arguments)) = command.split_first() else { return };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!(%status, program, ?arguments, "it failed"),
+        Err(error) => tracing::warn!(%error, program, "it cannot be started"),
     }
 }

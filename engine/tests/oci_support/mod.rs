@@ -77,6 +77,15 @@ impl Stage {
         assert!(status.success());
     }
 
+    /// Starts a session that stays.
+    pub fn exec_in_background(&self, arguments: &[&str]) {
+        let mut command = Command::new("runc");
+        command.arg("--root").arg(self.directory.path().join("source"));
+        command.args(["exec", "--detach", &self.id]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(command.status().unwrap().success());
+    }
+
     pub fn status(&self, side: &str) -> Option<String> {
         let output = self.runc(side, &["state", &self.id]);
         let state: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;

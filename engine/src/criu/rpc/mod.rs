@@ -336,7 +336,11 @@ impl Drop for Swrk {
         let reap = move || {
             let _ = nix::sys::wait::waitpid(pid, None);
         };
-        let _ = std::thread::Builder::new().name("ferry-reap".into()).spawn(reap);
+        let aside = std::thread::Builder::new().name("ferry-reap".into()).spawn(reap);
+        if aside.is_err() {
+            // No memory for a thread: then here.
+            reap();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Report;
 use crate::check::destination::ports;
 use crate::check::{Finding, Force};
+use crate::docker::checkpoint::is_half_made;
 use crate::docker::facts::{Checkpoints, EngineFacts};
 use crate::docker::relay::{self, RelayPlace};
 use crate::docker::{Api, ApiError, Container, ContainerConfig, ImagePlan};
@@ -65,6 +66,8 @@ fn engine(api: &Api, here: &EngineFacts, theirs: &EngineFacts, report: &mut Repo
 
 fn look_for(api: &Api, config: &ContainerConfig, report: &mut Report) -> Result<(), ApiError> {
     match Container::inspect(api, &config.name) {
+        // It is removed when this one comes.
+        Ok(taken) if is_half_made(api, &taken) => {}
         Ok(taken) => {
             let status = taken.text("/State/Status");
             let what = format!("there is a container {} here already ({status})", config.name);

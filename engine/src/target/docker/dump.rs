@@ -2,6 +2,7 @@
 
 use super::fails;
 use super::setup::Setup;
+use crate::criu::rpc::PagePayload;
 use crate::docker::aftercare::ContainerCare;
 use crate::docker::facts::EngineFacts;
 use crate::docker::{Api, Container, ContainerConfig, ImageClaim};
@@ -42,6 +43,13 @@ impl DockerTarget {
             care: ContainerCare::of(api, &container),
             oci,
         })
+    }
+
+    /// Lets CRIU dump the pages itself: a dump that is whole without ferry's pages.
+    #[must_use]
+    pub fn with_pages(mut self, pages: PagePayload) -> DockerTarget {
+        self.oci = self.oci.with_pages(pages);
+        self
     }
 
     /// The container's first process, as this host numbers it.

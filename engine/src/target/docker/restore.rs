@@ -4,11 +4,11 @@ use super::fails;
 use super::setup::Setup;
 use crate::check::Finding;
 use crate::criu::rpc::{Launch, PagePayload, Swrk};
-use crate::docker::Api;
 use crate::docker::check::check_destination;
-use crate::docker::checkpoint::{Start, Stub};
+use crate::docker::checkpoint::{Failed, Start, Stub, is_half_made};
 use crate::docker::container::{Volumes, remove};
 use crate::docker::image::ImagePlan;
+use crate::docker::{Api, Container};
 use crate::journal::TaskId;
 use crate::target::oci::Host;
 use crate::target::oci::relay::{Deed, Registration};
@@ -27,7 +27,17 @@ pub struct DockerRestorer {
     setup: Setup,
     api: Api,
     host: Host,
+    into: Into,
     parked: Option<Parked>,
+}
+
+/// What a copy is built in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Into {
+    /// A container that is made for it.
+    New,
+    /// A stopped one that is there, by its ID.
+    There(String),
 }
 
 impl DockerRestorer {
@@ -36,23 +46,55 @@ impl DockerRestorer {
     /// # Errors
     /// The description is not one.
     pub fn new(setup: &[u8], api: Api, host: Host) -> Result<DockerRestorer, String> {
-        Ok(DockerRestorer { setup: Setup::parse(setup)?, api, host, parked: None })
+        Ok(DockerRestorer { setup: Setup::parse(setup)?, api, host, into: Into::New, parked: None })
+    }
+
+    /// Under another name than the original's.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> DockerRestorer {
+        self.setup.container.name = name.to_owned();
+        self
+    }
+
+    /// Into a stopped container that is there already.
+    #[must_use]
+    pub fn into_container(mut self, id: &str) -> DockerRestorer {
+        self.into = Into::There(id.to_owned());
+        self
+    }
+
+    /// The container that the copy is to be, made if it is to be new.
+    fn container(&self) -> Result<(String, Failed), TargetError> {
+        if let Into::There(id) = &self.into {
+            return Ok((id.clone(), Failed::Stays));
+        }
+        let container = &self.setup.container;
+        if container.image.plan(&self.api).map_err(fails)? != ImagePlan::Nothing {
+            return Err(fails(format!("the image {} is not here", container.image.name)));
+        }
+        let image = container.image.called(&self.api).map_err(fails)?;
+        if let Ok(left) = Container::inspect(&self.api, &container.name)
+            && is_half_made(&self.api, &left)
+        {
+            remove(&self.api, left.id(), Volumes::Go).map_err(fails)?;
+        }
+        Ok((container.create(&self.api, &image).map_err(fails)?, Failed::Goes))
     }
 
     /// Creates the container, and has Docker start it until its runc asks CRIU.
     fn park(&self) -> Result<Parked, TargetError> {
         let Setup { container, descriptors, .. } = &self.setup;
-        if container.image.plan(&self.api).map_err(fails)? != ImagePlan::Nothing {
-            return Err(fails(format!("the image {} is not here", container.image.name)));
-        }
-        let image = container.image.called(&self.api).map_err(fails)?;
-        let id = container.create(&self.api, &image).map_err(fails)?;
+        let (id, failed) = self.container()?;
         let started = Stub::make(&self.api, &id, descriptors).map_err(fails).and_then(|stub| {
             let registration = Registration::new(&self.host.relays, &id, Deed::Restore).map_err(fails)?;
             Ok((registration, Start::begin(&self.api, &id, stub).map_err(fails)?))
         });
-        let (registration, start) = started.inspect_err(|_| drop(remove(&self.api, &id, Volumes::Go)))?;
-        let mut parked = Parked { swrk: None, start: Some(start) };
+        let (registration, start) = started.inspect_err(|_| {
+            if failed == Failed::Goes {
+                let _ = remove(&self.api, &id, Volumes::Go);
+            }
+        })?;
+        let mut parked = Parked { swrk: None, start: Some(start), failed };
         let criu = &self.host.criu;
         let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: PagePayload::Criu };
         let is_up = || parked.start.as_ref().is_some_and(|start| !start.is_over());
@@ -69,7 +111,7 @@ impl DockerRestorer {
                 Ok(parked)
             }
             Err(what) => {
-                let said = parked.start.take().map(end).unwrap_or_default();
+                let said = parked.start.take().map(|start| end(start, failed)).unwrap_or_default();
                 Err(fails(format!("Docker cannot restore {}: {what}: {said}", container.name)))
             }
         }
@@ -91,13 +133,15 @@ impl Restorer for DockerRestorer {
 
     fn restore(&mut self, plan: &RestorePlan) -> Result<Box<dyn HeldRestore>, TargetError> {
         self.prepare(&plan.work)?;
-        let parked =
-            self.parked.as_mut().and_then(|parked| Some((parked.swrk.take()?, parked.start.take()?)));
-        let (swrk, start) = parked.ok_or_else(|| fails("nothing is parked"))?;
+        let parked = self
+            .parked
+            .as_mut()
+            .and_then(|parked| Some((parked.swrk.take()?, parked.start.take()?, parked.failed)));
+        let (swrk, start, failed) = parked.ok_or_else(|| fails("nothing is parked"))?;
         match restore_and_hold(swrk, common_options(plan.tcp), plan, Tree::Below(None)) {
-            Ok(copy) => Ok(Box::new(Held { copy: Box::new(copy), start })),
+            Ok(copy) => Ok(Box::new(Held { copy: Box::new(copy), start, failed })),
             Err(error) => {
-                end(start);
+                end(start, failed);
                 Err(error)
             }
         }
@@ -109,6 +153,7 @@ struct Parked {
     /// Absent once it has been taken over.
     swrk: Option<Swrk>,
     start: Option<Start>,
+    failed: Failed,
 }
 
 impl Parked {
@@ -125,14 +170,14 @@ impl Drop for Parked {
             swrk.wait();
         }
         if let Some(start) = self.start.take() {
-            end(start);
+            end(start, self.failed);
         }
     }
 }
 
-/// Waits for the end of a start that fails, and removes the container. What Docker said.
-fn end(start: Start) -> String {
-    let ended = start.discard();
+/// Waits for the end of a start that fails. What Docker said.
+fn end(start: Start, failed: Failed) -> String {
+    let ended = start.discard(failed);
     if let Err(error) = &ended.removed {
         tracing::error!(%error, "the half-made container stays");
     }
@@ -143,6 +188,7 @@ fn end(start: Start) -> String {
 struct Held {
     copy: Box<dyn HeldRestore>,
     start: Start,
+    failed: Failed,
 }
 
 impl HeldRestore for Held {
@@ -151,7 +197,7 @@ impl HeldRestore for Held {
     }
 
     fn release(self: Box<Self>) -> Result<(), ReleaseError> {
-        let Held { copy, start } = *self;
+        let Held { copy, start, failed } = *self;
         match copy.release() {
             Ok(()) => {
                 // Docker's own end of the start, off the critical path.
@@ -166,7 +212,7 @@ impl HeldRestore for Held {
                 Ok(())
             }
             Err(ReleaseError::NeverRan(error)) => {
-                end(start);
+                end(start, failed);
                 Err(ReleaseError::NeverRan(error))
             }
             Err(unknown) => Err(unknown),
@@ -174,9 +220,9 @@ impl HeldRestore for Held {
     }
 
     fn discard(self: Box<Self>) -> Result<(), TargetError> {
-        let Held { copy, start } = *self;
+        let Held { copy, start, failed } = *self;
         let discarded = copy.discard();
-        let ended = start.discard();
+        let ended = start.discard(failed);
         discarded?;
         ended.removed.map_err(fails)
     }

@@ -11,7 +11,7 @@ use crate::criu::rpc::{Launch, PagePayload, Swrk};
 use crate::journal::TaskId;
 use crate::target::process::common_options;
 use crate::target::process::dump::{Dump, tasks_of};
-use crate::target::{FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
+use crate::target::{Aftercare, FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
 use ferry_transport::wire::control::{RestorerRequest, TcpMode};
 use std::path::Path;
 use std::sync::Arc;
@@ -167,6 +167,10 @@ impl Target for OciTarget {
     fn restorer(&self) -> Result<RestorerRequest, TargetError> {
         let setup = serde_json::to_vec(&self.setup).map_err(|error| fails(error.to_string()))?;
         Ok(RestorerRequest { kind: super::KIND.into(), setup })
+    }
+
+    fn aftercare(&self) -> Option<Aftercare> {
+        Some(Aftercare::RuntimeContainer { delete: self.runtime.delete_command(&self.id) })
     }
 
     fn prepare(&mut self) -> Result<(), TargetError> {

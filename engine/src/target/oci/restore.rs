@@ -61,6 +61,8 @@ impl OciRestorer {
         self.setup.place().map_err(problem)?;
         let Host { criu, relays, ferry } = &self.host;
         let registration = Registration::new(relays, id, Deed::Restore).map_err(problem)?;
+        // Of a restore whose engine was killed, and its runtime too: nobody else is at it.
+        remove_leftovers(&self.runtime, id);
         let scratch = work.join(SCRATCH);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch).map_err(problem)?;
         // runc reads it from where it believes the images to be.
@@ -94,7 +96,7 @@ impl OciRestorer {
     fn obstacle(&self) -> Option<String> {
         let Setup { id, bundle, .. } = &self.setup;
         let root = &self.runtime.root;
-        if self.runtime.directory(id).exists() {
+        if self.runtime.has(id) {
             return Some(format!("there is a container {id} in {} already", root.display()));
         }
         let rootfs = self.setup.rootfs().filter(|rootfs| rootfs.is_dir());

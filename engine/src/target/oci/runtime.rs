@@ -5,6 +5,7 @@ use super::fails;
 use super::relay::is_container_id;
 use crate::sys::procfs::read_limited;
 use crate::target::TargetError;
+use crate::target::aftercare;
 use serde::Deserialize;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Where runc keeps its containers unless it is told otherwise.
 const RUNC_ROOT: &str = "/run/runc";
+/// Where it keeps the state of each, below the container's directory.
+const STATE: &str = "state.json";
 /// The longest answer or state file that is read.
 const MAX_STATE: u64 = 4 << 20;
 /// The tail of a runtime's log that is quoted.
@@ -79,7 +82,7 @@ impl Runtime {
     /// What the container's first three descriptors were when it was started: the
     /// content of CRIU's `descriptors.json`, as runc makes it.
     pub(super) fn external_descriptors(&self, id: &str) -> io::Result<Vec<String>> {
-        let path = self.directory(id).join("state.json");
+        let path = self.directory(id).join(STATE);
         let bytes = read_limited(&path.display().to_string(), MAX_STATE)?;
         Ok(serde_json::from_slice::<Kept>(&bytes)?.external_descriptors)
     }
@@ -119,10 +122,24 @@ impl Runtime {
 
     /// Removes what is left of a container that has no process any more.
     pub(super) fn delete(&self, id: &str) {
-        let deleted = self.command().args(["delete", "--force", id]).stdin(Stdio::null()).output();
-        if let Err(error) = deleted {
-            tracing::warn!(%error, id, "the runtime cannot be asked to delete the container");
-        }
+        aftercare::run(&self.delete_command(id));
+    }
+
+    pub(super) fn delete_command(&self, id: &str) -> Vec<String> {
+        let text = |path: &Path| path.display().to_string();
+        vec![
+            text(&self.program),
+            "--root".into(),
+            text(&self.root),
+            "delete".into(),
+            "--force".into(),
+            id.into(),
+        ]
+    }
+
+    /// Whether a container of this ID is there: half-made ones have no state yet.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.directory(id).join(STATE).exists()
     }
 
     fn command(&self) -> Command {
