@@ -1,5 +1,6 @@
 //! A container as Docker describes it, and as it is to be created elsewhere.
 
+use super::aftercare::ContainerCare;
 use super::api::{Api, ApiError, Waiting, escaped};
 use super::image::ImageClaim;
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,20 @@ impl ContainerConfig {
         }
         Ok(id)
     }
+}
+
+/// Stops a container at once, and keeps Docker from starting it again; one that does not
+/// run is no error.
+pub fn stop_now(api: &Api, container: &Container) -> Result<(), ApiError> {
+    ContainerCare::of(api, container).suspend()?;
+    let id = escaped(container.id());
+    match api.post(&format!("/containers/{id}/kill"), &Value::Null, Waiting::Briefly) {
+        Ok(_) => {}
+        // It does not run.
+        Err(ApiError::Refused { status: 409, .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    api.post(&format!("/containers/{id}/wait"), &Value::Null, Waiting::Briefly).map(drop)
 }
 
 /// What becomes of the anonymous volumes of a container that is removed.
