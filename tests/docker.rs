@@ -38,14 +38,22 @@ fn a_counting_container_goes_there_and_back_and_is_dockers_own_everywhere() {
     let Some(rig) = dock::rig("docker-count") else { return };
     let dock = Dock::new(&rig);
     dock.image(&Image::busybox(), "busybox");
-    run_counter(dock.here(), "looper2", &["--restart", "always", "--label", "team=x"]);
+    // What one engine has of its output goes with the container: the hosts share a file.
+    let shared = rig.here().path("/srv/count");
+    fs::create_dir(&shared).unwrap();
+    let run = "run --detach --name looper2 --restart always --label team=x --volume /srv/count:/count busybox sh -c";
+    let both = "i=0; while :; do echo $i >>/count/all; echo $i; i=$(expr $i + 1); sleep 0.1; done";
+    dock.here().expect(run.split(' ').chain([both])).unwrap();
     let mut last = *dock.counts_beyond(dock.here(), "looper2", 3).last().unwrap();
     for _ in 0..4 {
         dock.move_on("looper2", &[]);
         let numbers = dock.counts_beyond(dock.here(), "looper2", last + 3);
-        assert!(numbers[0] >= last, "{} was printed here, {last} was printed there", numbers[0]);
-        assert!(numbers[0] <= last + 2, "{last} was printed there, and here it begins with {}", numbers[0]);
+        assert!(numbers[0] > last, "{} was printed here, {last} was printed there", numbers[0]);
         last = *numbers.last().unwrap();
+        let all = fs::read_to_string(shared.join("all")).unwrap();
+        for (number, line) in all.lines().enumerate() {
+            assert_eq!(line, number.to_string(), "a gap or a repeat");
+        }
         assert_eq!(containers(dock.there()), "", "it is gone there");
         assert_eq!(inspected(dock.here(), "looper2", "{{.HostConfig.RestartPolicy.Name}}"), "always");
     }
@@ -234,14 +242,14 @@ fn what_fails_leaves_the_container_running_here_and_nothing_there() {
 
     // Given up in the freeze.
     let error = dock.try_move("looper2", &["--freeze-deadline", "1ms"]).unwrap_err().to_string();
-    assert!(error.contains("freeze deadline"), "{error}");
+    assert!(error.contains("aborted"), "{error}");
     let last = *dock.counts_beyond(dock.here(), "looper2", last + 3).last().unwrap();
     assert_eq!((policy().as_str(), containers(dock.there()).as_str()), ("always", ""));
 
     // The receiver is killed while Docker waits for it.
     let there = rig.there();
     let to = SocketAddr::from((there.address(), PORT)).to_string();
-    let arguments = ["migrate", "docker:looper2", "--to", &to, "--strategy", "fixed-rounds:rounds=100000"];
+    let arguments = ["migrate", "docker:looper2", "--to", &to, "--strategy", "fixed-rounds:rounds=10000"];
     let migration = Program::new(FERRY).args(arguments).env("FERRY_STATE", STATE);
     let migration = migration.env("FERRY_DOCKER", ferry_lab::docker::SOCKET).stderr("/run/migrate.err");
     let migration = rig.here().spawn(migration).unwrap();

@@ -1,5 +1,6 @@
 //! `ferry checkpoint`: writes a container down as it is.
 
+use super::restore::{Wanted, wait_until};
 use super::target::{Engines, TargetName, oci_host};
 use super::{Common, print_json};
 use crate::exit::End;
@@ -62,6 +63,9 @@ pub fn run(options: Options) -> Result<End> {
         eprintln!("note: {error}");
     }
     let bytes = taken.with_context(|| format!("no checkpoint was taken; {wanted} runs on"))?;
+    if !options.leave_running {
+        wait_until(&options.engines.docker(), container, Wanted::Stopped)?;
+    }
     if common.json {
         print_json(&serde_json::json!({
             "target": about.target, "name": about.name, "at": about.at, "frozen_ms": about.frozen_ms, "bytes": bytes,

@@ -142,7 +142,7 @@ fn go_on(state: &Path, target: &TargetName, name: &str, how: &How, place: Place<
         ReleaseError::NeverRan(error) => anyhow::anyhow!("it did not run: {error}"),
         ReleaseError::Unknown(error) => anyhow::anyhow!("whether it runs is not known (docker ps): {error}"),
     })?;
-    wait_until_said(&docker, &container)?;
+    wait_until(&docker, &container, Wanted::Running)?;
     if matches!(place, Place::Itself(_))
         && let Some(Err(error)) = about.aftercare.as_ref().map(|aftercare| aftercare.perform(Side::Source))
     {
@@ -157,12 +157,30 @@ fn go_on(state: &Path, target: &TargetName, name: &str, how: &How, place: Place<
     Ok(End::Done)
 }
 
-/// Docker says so a moment after it is so.
-fn wait_until_said(docker: &Api, container: &str) -> Result<()> {
+/// What Docker is to say of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Running,
+    Stopped,
+}
+
+/// Docker says so a moment after it is so. One that is removed when it ends has stopped.
+pub(super) fn wait_until(docker: &Api, container: &str, wanted: Wanted) -> Result<()> {
     let deadline = Instant::now() + SAID;
-    while Container::inspect(docker, container)?.pid().is_none() {
-        anyhow::ensure!(Instant::now() < deadline, "it runs, and Docker does not say so (docker ps)");
+    loop {
+        let said = match Container::inspect(docker, container) {
+            Ok(container) if container.pid().is_some() => Wanted::Running,
+            Ok(_) => Wanted::Stopped,
+            Err(error) if error.is_missing() && wanted == Wanted::Stopped => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if said == wanted {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "it is {wanted:?}, and Docker does not say so (docker ps)"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
 }

@@ -63,7 +63,12 @@ impl<'rig> Dock<'rig> {
         let report =
             self.try_move(container, extra).unwrap_or_else(|error| panic!("{error:#}\n{}", self.logs()));
         self.rig.it_moved();
-        println!("  {container} to {}: downtime {} ms", self.rig.here().name(), report["downtime_ms"]);
+        println!(
+            "  {container} to {}: {} ms {}",
+            self.rig.here().name(),
+            report["downtime_ms"],
+            report["downtime"]
+        );
         report
     }
 

@@ -167,7 +167,9 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// When there is no such container.
     pub fn logs(&self, container: &str) -> Result<String> {
-        self.expect(["logs", container]).map(|text| text + "\n")
+        let out = self.docker(["logs", container])?;
+        ensure!(out.exit.success(), "docker logs {container}: {}", out.stderr.trim());
+        Ok(out.stdout)
     }
 
     /// Makes an image of this name.
