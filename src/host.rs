@@ -93,3 +93,8 @@ pub fn criu_root() -> PathBuf {
 pub fn own_file() -> PathBuf {
     PathBuf::from("/proc/self/exe")
 }
+
+/// The same for programs that others start, as long as this process lives.
+pub fn running_file() -> PathBuf {
+    PathBuf::from(format!("/proc/{}/exe", std::process::id()))
+}

@@ -28,23 +28,30 @@ pub struct Options {
 pub fn run(options: Options) -> Result<End> {
     host::need_root("check")?;
     let moved = &options.moved;
-    let pid = moved.pid()?;
-    let mut preflight = moved.check(pid);
+    let found = moved.find()?;
+    let mut preflight = moved.check(&found);
     let criu = match host::existing_criu(moved.criu.as_deref()) {
-        Ok(installed) => installed.version.to_string(),
+        Ok(installed) => Some(installed),
         Err(error) => {
             let what = format!("there is no CRIU to work with: {error}");
             let advice = "`ferry setup` makes one";
             preflight.add(Side::Source, [Finding::host(Severity::Blocks, Force::Overridable, what, advice)]);
-            String::new()
+            None
         }
     };
     if let Some(to) = &options.to {
+        // What only its restorer understands can be had of a target that can be moved.
+        let restorer = match &criu {
+            Some(criu) if !preflight.is_blocked() => {
+                found.open(criu.criu(), &options.common.state)?.restorer()?
+            }
+            _ => RestorerRequest::process(),
+        };
         // No migration: the destination writes nothing down under this number.
-        let offer = moved.offer(MigrationId(0), pid, moved.target.clone(), RestorerRequest::process());
+        let offer = moved.offer(MigrationId(0), found.root, moved.target.to_string(), restorer);
+        let hello = host::hello(&criu.map(|criu| criu.version.to_string()).unwrap_or_default());
         let connector = connector(to, &options.common.state, LinkOptions::default())?;
-        let answer = runtime()?.block_on(ask_destination(&connector, host::hello(&criu), offer));
-        match answer {
+        match runtime()?.block_on(ask_destination(&connector, hello, offer)) {
             Ok(findings) => preflight.add(Side::Destination, findings.all().iter().cloned()),
             Err(error) => preflight.no_answer = Some(error.to_string()),
         }

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use ferry_engine::source::keeper;
+use ferry_engine::target::oci::relay;
 use std::process::ExitCode;
 
 /// Runs a helper's verb, if this process was started with one.
@@ -14,6 +15,7 @@ pub fn run() -> Option<ExitCode> {
         (keeper::KEEPER_VERB, Some(state)) => {
             Some(keeper::keeper_main(std::iter::once(state).chain(arguments)))
         }
+        (relay::RELAY_VERB, Some(criu)) => Some(relay::relay_main(&criu, arguments)),
         ("__pager", _) => Some(ferry_engine::lazy::pager_main()),
         ("__probe", _) => Some(probe()),
         _ => None,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use ferry_engine::check::served_by_userfaultfd;
 use ferry_engine::journal::{self, Side as JournalSide};
 use ferry_engine::memory::ProcessSet;
-use ferry_engine::memory::native::{DescendantSet, NativeSource};
+use ferry_engine::memory::native::NativeSource;
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
@@ -18,8 +18,6 @@ use ferry_engine::source::{
     Finished, LocalCost, Source, SourceNetwork, SourceParts, SourcePlan, TreeCost, recovery,
 };
 use ferry_engine::strategy::registry;
-use ferry_engine::target::Target;
-use ferry_engine::target::process::ProcessTarget;
 use ferry_lab::quantity::parse_byte_rate;
 use ferry_transport::link::Connector;
 use ferry_transport::link::breakpoint::{Breakpoint, StoppingConnector};
@@ -93,7 +91,8 @@ enum Compress {
 pub fn run(options: Options) -> Result<End> {
     host::need_root("migrate")?;
     let moved = &options.moved;
-    let pid = moved.pid()?;
+    let what = moved.find()?;
+    let pid = what.root;
     let state = options.common.state.clone();
     let _lock = lock(&state, pid)?;
     // An engine before this one, and its keeper too, may have been killed.
@@ -103,13 +102,13 @@ pub fn run(options: Options) -> Result<End> {
         }
     }
     let strategy = registry::parse(&options.strategy)?;
-    let set = DescendantSet::of(pid).with_context(|| format!("there is no process {pid}"))?;
+    let set = what.processes()?;
     // The end of a brownout is soon awaited.
     let patience = Instant::now() + Duration::from_secs(10);
     while served_by_userfaultfd(set.processes()?).is_some() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(50));
     }
-    let mut preflight = moved.check(pid);
+    let mut preflight = moved.check(&what);
     if preflight.is_blocked() {
         return refuse(&preflight, options.common.json);
     }
@@ -119,7 +118,7 @@ pub fn run(options: Options) -> Result<End> {
     let found = host::criu(moved.criu.as_deref())?;
     notes.extend(found.fallback());
     let tree = TreeCost::measure(&set.processes()?);
-    let target = ProcessTarget::new(pid, found.criu(), Arc::new(DescendantSet::of(pid)?))?;
+    let target = what.open(found.criu(), &state)?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
     let _images = Remove(images.clone());
@@ -177,7 +176,7 @@ pub fn run(options: Options) -> Result<End> {
     };
     let (give_up, abort) = watch::channel(None);
     let parts = SourceParts {
-        target: Box::new(target),
+        target,
         memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
         strategy,
         connector,

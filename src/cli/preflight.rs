@@ -1,7 +1,8 @@
 //! What `check` and `migrate` share: what is to be moved, and what is found about it.
 
+use super::target::{Engines, Found, TargetName};
 use anyhow::{Context, Result};
-use ferry_engine::check::{Finding, Forced, Needs, Severity, SourceOptions, check_source, describe_needs};
+use ferry_engine::check::{Finding, Forced, Needs, Severity, SourceOptions, describe_needs};
 use ferry_engine::source::recovery::parse_address_move;
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{
@@ -15,8 +16,11 @@ use std::path::{Path, PathBuf};
 /// What is to be moved, and how.
 #[derive(clap::Args)]
 pub struct Moved {
-    /// What to move: `pid:N`, a process and all its descendants.
-    pub target: String,
+    /// What to move: `pid:N`, a process and all its descendants, or a container, `runc:ID` or
+    /// `docker:NAME`.
+    pub target: TargetName,
+    #[command(flatten)]
+    engines: Engines,
     /// How memory comes back: at once with pages following, or all pages first.
     #[arg(long, value_enum, default_value_t = Restore::Lazy)]
     restore: Restore,
@@ -55,14 +59,9 @@ fn address_move(text: &str) -> Result<AddressMove, String> {
 }
 
 impl Moved {
-    /// `pid:N`, a process that exists.
-    pub fn pid(&self) -> Result<i32> {
-        let target = &self.target;
-        let pid = target.strip_prefix("pid:").and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
-        let pid: i32 =
-            pid.with_context(|| format!("{target:?} is not a target: expected pid:N, for example pid:4711"))?;
-        anyhow::ensure!(Path::new(&format!("/proc/{pid}/stat")).exists(), "there is no process {pid}");
-        Ok(pid)
+    /// The target, which must be there.
+    pub fn find(&self) -> Result<Found> {
+        self.target.find(&self.engines)
     }
 
     /// Whether `--force` was given.
@@ -71,20 +70,20 @@ impl Moved {
     }
 
     /// What this host finds about it. Nothing is stopped or changed.
-    pub fn check(&self, pid: i32) -> Preflight {
+    pub fn check(&self, found: &Found) -> Preflight {
         let options =
             SourceOptions { tcp: self.tcp(), move_address: self.move_ip.clone(), ..SourceOptions::default() };
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", found.root)).unwrap_or_default();
         let mut preflight = Preflight {
             schema: SCHEMA,
-            target: format!("pid:{pid} ({})", name.trim_end()),
+            target: format!("{} ({})", found.name, name.trim_end()),
             to: None,
             verdict: Verdict::Clear,
             no_answer: None,
             findings: Vec::new(),
             forced: self.forced(),
         };
-        preflight.add(Side::Source, check_source(pid, &options));
+        preflight.add(Side::Source, found.check(&options));
         preflight
     }
 

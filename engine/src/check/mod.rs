@@ -65,3 +65,8 @@ pub fn check_source(root: i32, options: &SourceOptions) -> Vec<Finding> {
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
+
+/// The same of a container, whose namespaces, mounts and cgroups are its runtime's work.
+pub fn check_container(init: i32, options: &SourceOptions) -> Vec<Finding> {
+    source::check_container(init, options)
+}

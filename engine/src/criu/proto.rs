@@ -1,5 +1,6 @@
 //! CRIU's RPC messages, as far as they are used. Numbers are those of
-//! `images/rpc.proto`; unknown fields are skipped.
+//! `images/rpc.proto`. Decoding skips unknown fields: what somebody else said is
+//! passed on as it came, or changed by [`super::rpc`] field for field.
 
 use prost::Message;
 
@@ -15,6 +16,15 @@ pub mod request_type {
 pub const CGROUPS_IGNORE: i32 = 0;
 /// `criu_network_lock_method.NFTABLES`.
 pub const LOCK_NFTABLES: i32 = 2;
+
+/// The options that may be there several times.
+pub const REPEATED: [u32; 2] = [INHERIT_FD, EXTERNAL];
+const INHERIT_FD: u32 = 27;
+const EXTERNAL: u32 = 37;
+/// `criu_opts.freeze_cgroup`.
+pub const FREEZE_CGROUP: u32 = 44;
+/// `criu_opts.config_file`.
+pub const CONFIG_FILE: u32 = 51;
 
 /// `criu_opts`.
 #[derive(Clone, PartialEq, Message)]
@@ -45,10 +55,14 @@ pub struct Options {
     pub manage_cgroups: Option<bool>,
     #[prost(bool, optional, tag = "26")]
     pub rst_sibling: Option<bool>,
+    #[prost(message, repeated, tag = "27")]
+    pub inherit_fd: Vec<Fd>,
     #[prost(int32, optional, tag = "34")]
     pub manage_cgroups_mode: Option<i32>,
     #[prost(uint32, optional, tag = "35")]
     pub ghost_limit: Option<u32>,
+    #[prost(string, repeated, tag = "37")]
+    pub external: Vec<String>,
     #[prost(uint32, optional, tag = "45")]
     pub timeout: Option<u32>,
     #[prost(bool, optional, tag = "48")]
@@ -61,6 +75,15 @@ pub struct Options {
     pub network_lock: Option<i32>,
     #[prost(string, optional, tag = "68")]
     pub images_dir: Option<String>,
+}
+
+/// `inherit_fd`: a descriptor of CRIU's in place of what the images know by a key.
+#[derive(Clone, PartialEq, Message)]
+pub struct Fd {
+    #[prost(string, required, tag = "1")]
+    pub key: String,
+    #[prost(int32, required, tag = "2")]
+    pub fd: i32,
 }
 
 /// `criu_req`.

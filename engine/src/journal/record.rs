@@ -1,6 +1,7 @@
 //! The records of both sides.
 
 use crate::net::address::Place;
+use crate::target::Aftercare;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::PathBuf;
 
@@ -101,6 +102,9 @@ pub enum SourceRecord {
         address: Option<Place>,
         /// Where CRIU writes its images, which hold secrets.
         images: PathBuf,
+        /// What has to be put right in the end beside the workload.
+        #[serde(default)]
+        aftercare: Option<Box<Aftercare>>,
     },
     /// A freeze was requested.
     Freezing {

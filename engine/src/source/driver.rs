@@ -13,11 +13,12 @@ use super::plan::{Finished, SourceParts, SourcePlan};
 use super::state::{SourceAction, SourceInput, SourceState, learned};
 use super::workload::Workload;
 use crate::check::{Findings, Severity};
-use crate::journal::{Journal, SourceRecord, TaskId};
+use crate::journal::{Journal, Side, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemoryError, RoundScan};
 use crate::net::hooks::Stage;
 use crate::report::{RoundReport, StrategyReport, ThereReport, ms};
 use crate::strategy::{Budget, Decision, History, RoundStats, Strategy};
+use crate::target::Aftercare;
 use ferry_transport::page::Round;
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{
@@ -41,6 +42,7 @@ pub struct Source {
     rounds_began: Option<Instant>,
     doubt_since: Option<Instant>,
     refusal: Option<Findings>,
+    aftercare: Option<Aftercare>,
 }
 
 impl Source {
@@ -48,12 +50,14 @@ impl Source {
     pub fn new(plan: SourcePlan, parts: SourceParts) -> std::io::Result<Source> {
         let mut journal = Journal::open(&plan.state, plan.offer.id)?;
         let engine = TaskId::of(std::process::id() as i32)?;
+        let aftercare = parts.target.aftercare();
         journal.append(&SourceRecord::Started {
             target: plan.offer.target.clone(),
             to: plan.to.clone(),
             engine,
             address: parts.network.place().cloned(),
             images: plan.images.clone(),
+            aftercare: aftercare.clone().map(Box::new),
         })?;
         Ok(Source {
             account: Account::new(plan.notes.clone()),
@@ -69,6 +73,7 @@ impl Source {
             rounds_began: None,
             doubt_since: None,
             refusal: None,
+            aftercare,
             plan,
         })
     }
@@ -357,6 +362,7 @@ impl Source {
             SourceAction::Thaw => self.thaw().await,
             SourceAction::Disarm => self.memory.disarm(),
             SourceAction::JournalAborted(cause) => {
+                self.care(Side::Source);
                 self.record(SourceRecord::Aborted { cause: cause.clone() });
                 self.hook_after(Stage::Aborted, Some(cause));
             }
@@ -367,6 +373,15 @@ impl Source {
     async fn remove_tree(&mut self) {
         if let Err(error) = self.workload.remove().await {
             self.note(format!("CRIU did not remove the frozen tree, ferry killed it: {error}"));
+        }
+        self.care(Side::Destination);
+    }
+
+    /// Puts right what was changed around the workload, which lives on `runs`.
+    fn care(&mut self, runs: Side) {
+        let Some(aftercare) = &self.aftercare else { return };
+        if let Err(error) = tokio::task::block_in_place(|| aftercare.perform(runs)) {
+            self.note(error);
         }
     }
 

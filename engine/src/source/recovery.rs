@@ -9,6 +9,7 @@
 use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
 use crate::net::address::{AddressHolder, Place};
 use crate::net::announce::Announcer;
+use crate::target::Aftercare;
 use crate::target::process::rescue;
 use ferry_transport::link::{Connector, LinkError};
 use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
@@ -109,11 +110,12 @@ pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     if found != SourceStanding::Interrupted {
         return Ok(found);
     }
-    let Left { address, images, tasks, stopped } = left(state, id);
+    let Left { address, images, tasks, stopped, aftercare } = left(state, id);
     of_here(&tasks).map_err(io::Error::other)?;
     let announcing = address.map(give_back);
     rescue::let_run(&images, &tasks, &stopped);
-    announcing.map_or(Ok(()), wait_announced).map_err(io::Error::other)?;
+    let cared = aftercare.map_or(Ok(()), |aftercare| aftercare.perform(Side::Source));
+    announcing.map_or(Ok(()), wait_announced).and(cared).map_err(io::Error::other)?;
     let _ = std::fs::remove_dir_all(images);
     let cause = "its engine died before the commit".to_owned();
     Journal::open(state, id)?.append(&SourceRecord::Aborted { cause })?;
@@ -127,7 +129,7 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
     of_here(&tasks)?;
-    let Left { address, images, stopped, .. } = left(state, id);
+    let Left { address, images, stopped, aftercare, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
@@ -144,6 +146,9 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
                 done.push(wait_announced(announcing).map_or_else(|error| error, |()| what + " again"));
             }
         }
+    }
+    if let Some(Err(error)) = aftercare.map(|aftercare| aftercare.perform(runs)) {
+        done.push(error);
     }
     // Last: what was done may be done again, what is written down is not.
     let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
@@ -187,14 +192,15 @@ struct Left {
     /// Stopped by CRIU, and pinned if the dump was held.
     tasks: Vec<TaskId>,
     stopped: Vec<TaskId>,
+    aftercare: Option<Aftercare>,
 }
 
 fn left(state: &Path, id: MigrationId) -> Left {
     let mut left = Left::default();
     for entry in journal::read::<SourceRecord>(state, id).unwrap_or_default() {
         match entry.record {
-            SourceRecord::Started { address, images, .. } => {
-                (left.address, left.images) = (address, images);
+            SourceRecord::Started { address, images, aftercare, .. } => {
+                (left.address, left.images, left.aftercare) = (address, images, aftercare.map(|care| *care));
             }
             SourceRecord::Freezing { tasks, stopped } => (left.tasks, left.stopped) = (tasks, stopped),
             SourceRecord::Holding { tasks } => left.tasks = tasks,
@@ -231,6 +237,7 @@ mod tests {
             engine: ENGINE,
             address: None,
             images: "/nonexistent".into(),
+            aftercare: None,
         };
         let entries: Vec<_> = std::iter::once(started)
             .chain(records.iter().cloned())

@@ -44,3 +44,27 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
         }
     }
 }
+
+/// A copy, close-on-exec, of a descriptor that this process was started with.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Puts a descriptor in the place of another, for the program that is about to be
+/// executed. Whoever owned that other in this process must not use it any more.
+pub fn put_in_place(fd: &OwnedFd, number: i32) -> io::Result<()> {
+    if fd.as_raw_fd() == number {
+        // SAFETY: no pointers are passed.
+        let set = unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+        return if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    }
+    // SAFETY: no pointers are passed.
+    let put = unsafe { libc::dup2(fd.as_raw_fd(), number) };
+    if put < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,7 +1,8 @@
 //! Processes and threads as descriptors, which a reused number cannot fool.
 
+use nix::sys::signal::Signal;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// `PIDFD_THREAD`, Linux 6.9.
 const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
@@ -31,11 +32,28 @@ impl PidFd {
         owned(fd).map(PidFd)
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let no_info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: without a siginfo the kernel makes one, and reads none of ours.
+        let sent = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as libc::c_int, no_info, 0)
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// A copy of its descriptor `number`, close-on-exec here.
     pub fn copy_descriptor(&self, number: i32) -> io::Result<OwnedFd> {
         // SAFETY: no pointers are passed.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
         owned(fd)
+    }
+}
+
+/// Readable once the process has exited.
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -1,10 +1,14 @@
 //! The seams to what owns the workload: how it is frozen and dumped at the
 //! source, restored at the destination, and held on both until the outcome is known.
 
+pub mod aftercare;
+pub mod docker;
+pub mod oci;
 pub mod process;
 
 use crate::check::Finding;
 use crate::journal::TaskId;
+pub use aftercare::Aftercare;
 use ferry_transport::wire::control::{Offer, RestorerRequest, TcpMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +49,12 @@ pub trait Target: Send {
     /// Who can build its copy, and what that one must know.
     fn restorer(&self) -> Result<RestorerRequest, TargetError> {
         Ok(RestorerRequest::process())
+    }
+
+    /// What has to be put right here in the end, whoever is left to do it. Asked before
+    /// [`Target::prepare`], and written down before anything is changed.
+    fn aftercare(&self) -> Option<Aftercare> {
+        None
     }
 
     /// Starts and checks whatever can be started and checked before the freeze.

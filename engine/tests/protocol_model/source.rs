@@ -66,6 +66,7 @@ impl Source {
                 engine: ENGINE,
                 address: None,
                 images: "/nonexistent".into(),
+                aftercare: None,
             },
         );
         let mut source = Source { state: SourceState::Preparing, todo: VecDeque::new(), rounds };

@@ -238,7 +238,7 @@ impl Trial {
 }
 
 /// The PID in the host of its `ferry receive`.
-fn receiver_of(host: &Host) -> Option<i32> {
+pub fn receiver_of(host: &Host) -> Option<i32> {
     let found = host.processes().unwrap().into_iter().find(|(outer, _)| {
         let line = fs::read_to_string(format!("/proc/{outer}/cmdline")).unwrap_or_default();
         line.split('\0').take(2).eq([FERRY, "receive"])

@@ -4,14 +4,16 @@
 mod sys;
 mod workload;
 
+use ferry_engine::target::oci::relay;
 use std::env;
 
-fn main() {
+fn main() -> std::process::ExitCode {
     let mut arguments = env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {
         (Some(ferry_engine::sys::inject::HELPER_VERB), Some(pid)) => {
             ferry_engine::sys::inject::helper_main(&pid)
         }
+        (Some(relay::RELAY_VERB), Some(criu)) => return relay::relay_main(&criu, arguments),
         (Some("workload"), None) => {
             sys::end_with_parent(None);
             workload::serve()
@@ -29,4 +31,5 @@ fn main() {
             std::process::exit(2);
         }
     }
+    std::process::ExitCode::SUCCESS
 }

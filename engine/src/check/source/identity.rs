@@ -66,7 +66,7 @@ fn session(tree: &Tree, report: &mut Report) {
 }
 
 /// What ferry may do here.
-fn ourselves(report: &mut Report) {
+pub(super) fn ourselves(report: &mut Report) {
     let capabilities = Fields::of("/proc/self/status").mask("CapEff").unwrap_or(0);
     let has = |capability: u64| capabilities >> capability & 1 == 1;
     let needed = [(CAP_SYS_ADMIN, "SYS_ADMIN"), (CAP_SYS_PTRACE, "SYS_PTRACE"), (CAP_NET_ADMIN, "NET_ADMIN")];

@@ -66,3 +66,19 @@ pub(super) fn check(root: i32, options: &SourceOptions) -> Vec<Finding> {
     outsiders::check(&tree, &mut report);
     report.0
 }
+
+pub(super) fn check_container(init: i32, options: &SourceOptions) -> Vec<Finding> {
+    let Some(tree) = Tree::read(init) else {
+        let what = format!("the container's first process, {init}, is not there");
+        return vec![Finding::host(Severity::Blocks, Force::Final, what, "")];
+    };
+    let mut report = Report::default();
+    identity::ourselves(&mut report);
+    freezer::check(&tree, &mut report);
+    tasks::check(&tree, &mut report);
+    descriptors::check(&tree, &mut report);
+    locks::check(&tree, &mut report);
+    mappings::check(&tree, options, &mut report);
+    sockets::check(&tree, options, &mut report);
+    report.0
+}

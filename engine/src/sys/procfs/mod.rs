@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 /// Reads at most `limit` bytes of a small file of `/proc`.
-fn read_limited(path: &str, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_limited(path: &str, limit: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut content)?;
     Ok(content)

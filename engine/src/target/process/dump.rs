@@ -1,7 +1,8 @@
 //! The source's side: freeze, dump, hold.
 
 use super::lock::NetworkLock;
-use super::{Criu, common_options, complain, failed, payload, rescue};
+use super::{Criu, complain, failed, payload, place, process_options, rescue};
+use crate::criu::proto::Options;
 use crate::criu::rpc::{PagePayload, Reached, Swrk};
 use crate::journal::TaskId;
 use crate::memory::ProcessSet;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) const LOG: &str = "dump.log";
+pub(in crate::target) const LOG: &str = "dump.log";
 /// How long CRIU may take to take itself out of the tasks again.
 const LET_GO: Duration = Duration::from_secs(30);
 
@@ -67,23 +68,57 @@ impl Target for ProcessTarget {
         tcp: TcpMode,
         deadline: Duration,
     ) -> Result<Box<dyn FrozenDump>, TargetError> {
-        let log = images.join(LOG);
         self.prepare()?;
-        let mut swrk = self.parked.take().ok_or_else(|| complain("freeze", "CRIU is not there", &log))?;
-        let directory =
-            std::fs::File::open(images).map_err(|e| complain("the image directory", &e.to_string(), &log))?;
+        let swrk =
+            self.parked.take().ok_or_else(|| complain("freeze", "CRIU is not there", &images.join(LOG)))?;
+        let dump = Dump {
+            root: self.root,
+            processes: Arc::clone(&self.processes),
+            pages: self.pages,
+            images: images.to_owned(),
+            deadline,
+        };
+        let options = Options { pid: Some(self.root), ..process_options(tcp) };
+        Ok(Box::new(dump.freeze(swrk, options)?))
+    }
+}
+
+/// A dump that is about to begin.
+pub(in crate::target) struct Dump {
+    /// The tree's first process.
+    pub(in crate::target) root: i32,
+    /// Which processes there are.
+    pub(in crate::target) processes: Arc<dyn ProcessSet>,
+    /// Whose the pages are.
+    pub(in crate::target) pages: PagePayload,
+    /// Where CRIU writes.
+    pub(in crate::target) images: PathBuf,
+    /// How long freeze and dump may take.
+    pub(in crate::target) deadline: Duration,
+}
+
+impl Dump {
+    /// Has CRIU stop every task; what a dump needs beside `options` is added to them.
+    pub(in crate::target) fn freeze(
+        self,
+        mut swrk: Swrk,
+        mut options: Options,
+    ) -> Result<Frozen, TargetError> {
+        let Dump { root, processes, pages, images, deadline } = self;
+        let log = images.join(LOG);
+        let directory = std::fs::File::open(&images)
+            .map_err(|e| complain("the image directory", &e.to_string(), &log))?;
         // CRIU opens it through /proc/<our pid>/fd, so it must be open until it answers.
-        let mut options = common_options(images, directory.as_raw_fd(), LOG, tcp);
-        options.pid = Some(self.root);
+        place(&mut options, &images, directory.as_raw_fd(), LOG);
         options.leave_running = Some(false);
         options.timeout = Some(deadline.as_secs().clamp(1, 3600) as u32);
-        if self.pages == PagePayload::LazyPages {
-            payload::ask_for_lazy_dump(&mut options, images)
+        if pages == PagePayload::LazyPages {
+            payload::ask_for_lazy_dump(&mut options, &images)
                 .map_err(|error| complain("freeze", &error.to_string(), &log))?;
         }
 
-        let lock = NetworkLock::of(&log, self.root);
-        let stopped = stopped_tasks(&*self.processes);
+        let lock = NetworkLock::of(&log, root);
+        let stopped = stopped_tasks(&*processes);
         let asked = Instant::now();
         swrk.dump(options).map_err(|error| failed("freeze", error, &log))?;
         // With a network namespace in the tree the first stage after the tasks stand
@@ -95,35 +130,35 @@ impl Target for ProcessTarget {
                 // With CRIU gone, the kernel lets the tasks run.
                 swrk.kill();
                 lock.remove();
-                connections::wake(&tasks_of(&*self.processes));
+                connections::wake(&tasks_of(&*processes));
                 return Err(failed("freeze", error, &log));
             }
         }
         let freeze = asked.elapsed();
-        let tree = self.processes.processes().and_then(|pids| pids.into_iter().map(TaskId::of).collect());
+        let tree = processes.processes().and_then(|pids| pids.into_iter().map(TaskId::of).collect());
         let threads = tree.iter().flatten().flat_map(threads_of);
         if let Err(error) = swrk.stop_at_death(threads) {
             tracing::warn!(%error, "should CRIU die in the dump, connections may break");
         }
-        Ok(Box::new(Frozen {
+        Ok(Frozen {
             swrk,
             log,
-            pages: self.pages,
-            root: self.root,
+            pages,
+            root,
             tree,
             deadline,
             freeze,
             frozen: Instant::now(),
             lock,
             stopped,
-            images: images.to_owned(),
+            images,
             directory,
-        }))
+        })
     }
 }
 
 /// Every task stands still.
-struct Frozen {
+pub(in crate::target) struct Frozen {
     swrk: Swrk,
     log: PathBuf,
     pages: PagePayload,
@@ -189,7 +224,8 @@ impl FrozenDump for Frozen {
     }
 }
 
-fn tasks_of(processes: &dyn ProcessSet) -> Vec<TaskId> {
+/// Every process there is now.
+pub(in crate::target) fn tasks_of(processes: &dyn ProcessSet) -> Vec<TaskId> {
     let pids = processes.processes().unwrap_or_default();
     pids.into_iter().filter_map(|pid| TaskId::of(pid).ok()).collect()
 }

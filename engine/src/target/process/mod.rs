@@ -5,11 +5,11 @@
 //! success removes the tree, failure lets it run. The hold at the destination is
 //! `post-restore`: failure there removes the copy before its network opens.
 
-mod dump;
+pub(in crate::target) mod dump;
 mod lock;
 mod payload;
 pub mod rescue;
-mod restore;
+pub(in crate::target) mod restore;
 
 pub use dump::ProcessTarget;
 pub use restore::ProcessRestorer;
@@ -55,35 +55,46 @@ impl Criu {
 /// beyond 256 MiB the copy would dominate the freeze.
 pub const GHOST_LIMIT: u32 = 256 << 20;
 
-/// What dump and restore have in common.
-fn common_options(images: &Path, work_dir_fd: i32, log_file: &str, tcp: TcpMode) -> Options {
+/// What is asked of every dump and restore.
+pub(in crate::target) fn common_options(tcp: TcpMode) -> Options {
     Options {
         images_dir_fd: -1,
-        images_dir: Some(images.display().to_string()),
-        work_dir_fd: Some(work_dir_fd),
-        log_file: Some(log_file.into()),
         log_level: Some(4),
         notify_scripts: Some(true),
         tcp_established: Some(tcp == TcpMode::Established),
         tcp_close: Some(tcp == TcpMode::Close),
         network_lock: Some(LOCK_NFTABLES),
-        // A session whose leader or terminal stays behind is the pre-flight's concern.
-        shell_job: Some(true),
         file_locks: Some(true),
         link_remap: Some(true),
         ghost_limit: Some(GHOST_LIMIT),
-        manage_cgroups: Some(true),
-        manage_cgroups_mode: Some(CGROUPS_IGNORE),
         ..Options::default()
     }
 }
 
-fn failed(doing: &str, error: RpcError, log: &Path) -> TargetError {
+/// What is asked of those of processes, too, that no runtime cares for.
+fn process_options(tcp: TcpMode) -> Options {
+    Options {
+        // A session whose leader or terminal stays behind is the pre-flight's concern.
+        shell_job: Some(true),
+        manage_cgroups: Some(true),
+        manage_cgroups_mode: Some(CGROUPS_IGNORE),
+        ..common_options(tcp)
+    }
+}
+
+/// Says where images and log are.
+fn place(options: &mut Options, images: &Path, work_dir_fd: i32, log_file: &str) {
+    options.images_dir = Some(images.display().to_string());
+    options.work_dir_fd = Some(work_dir_fd);
+    options.log_file = Some(log_file.into());
+}
+
+pub(in crate::target) fn failed(doing: &str, error: RpcError, log: &Path) -> TargetError {
     complain(doing, &error.to_string(), log)
 }
 
 /// An error with CRIU's reasons from its log.
-fn complain(doing: &str, what: &str, log: &Path) -> TargetError {
+pub(in crate::target) fn complain(doing: &str, what: &str, log: &Path) -> TargetError {
     // CRIU's answer repeats its log's first error, harmless or not.
     let reasons = log::errors(log);
     let reasons = if reasons.is_empty() { what.trim().to_owned() } else { reasons };

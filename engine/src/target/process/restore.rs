@@ -1,16 +1,19 @@
 //! The destination's side: restore, hold, release or discard.
 
 use super::lock::RestoredLock;
-use super::{Criu, common_options, complain, failed};
+use super::{Criu, complain, failed, place, process_options};
+use crate::criu::proto::Options;
 use crate::criu::rpc::{PagePayload, Reached, Said, Swrk};
 use crate::journal::TaskId;
+use crate::memory::ProcessSet;
+use crate::memory::native::DescendantSet;
 use crate::net::connections;
 use crate::target::{HeldRestore, ReleaseError, RestorePlan, Restorer, TargetError};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const LOG: &str = "restore.log";
+pub(in crate::target) const LOG: &str = "restore.log";
 /// How long a restore, or its undoing, may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,55 +39,88 @@ impl Restorer for ProcessRestorer {
     }
 
     fn restore(&mut self, plan: &RestorePlan) -> Result<Box<dyn HeldRestore>, TargetError> {
-        let log = plan.work.join(LOG);
         self.prepare(&plan.work)?;
-        let mut swrk = self.parked.take().ok_or_else(|| complain("restore", "CRIU is not there", &log))?;
-        let directory = std::fs::File::open(&plan.work)
-            .map_err(|e| complain("the work directory", &e.to_string(), &log))?;
-        let mut options = common_options(&plan.images, directory.as_raw_fd(), LOG, plan.tcp);
-        options.lazy_pages = Some(plan.lazy);
-        let before = Tree::before_restore(&plan.pids);
-        let lock = RestoredLock::take_over(&plan.images);
-        let reached = swrk.restore(options).and_then(|()| swrk.advance_to(&["post-restore"], PATIENCE));
-        match reached {
-            Ok(Reached::Stage { .. }) => {}
-            Ok(Reached::End { message, .. }) => {
-                swrk.kill();
-                before.remove_new();
-                return Err(complain("restore", &message, &log));
-            }
-            Err(error) => {
-                swrk.kill();
-                before.remove_new();
-                return Err(failed("restore", error, &log));
-            }
-        }
-        Ok(Box::new(Held { swrk: Some(swrk), log, tree: before, lock, _directory: directory }))
+        let swrk = self
+            .parked
+            .take()
+            .ok_or_else(|| complain("restore", "CRIU is not there", &plan.work.join(LOG)))?;
+        let tree = Tree::numbered(&plan.pids);
+        Ok(Box::new(restore_and_hold(swrk, process_options(plan.tcp), plan, tree)?))
     }
 }
 
-/// The PIDs of a copy, and who had them before it was built: what a failed
-/// restore leaves is removed, a stranger is not.
-struct Tree {
-    strangers: Vec<TaskId>,
-    pids: Vec<u32>,
+/// Has CRIU build the copy and hold it; what a restore needs beside `options` is
+/// added to them. On failure nothing of the copy is left.
+pub(in crate::target) fn restore_and_hold(
+    mut swrk: Swrk,
+    mut options: Options,
+    plan: &RestorePlan,
+    mut tree: Tree,
+) -> Result<Held, TargetError> {
+    let log = plan.work.join(LOG);
+    let directory =
+        std::fs::File::open(&plan.work).map_err(|e| complain("the work directory", &e.to_string(), &log))?;
+    place(&mut options, &plan.images, directory.as_raw_fd(), LOG);
+    options.lazy_pages = Some(plan.lazy);
+    let lock = RestoredLock::take_over(&plan.images);
+    let reached = swrk.restore(options).and_then(|()| swrk.advance_to(&["post-restore"], PATIENCE));
+    let held = match reached {
+        Ok(Reached::Stage { pid, .. }) => {
+            tree.is_below(pid);
+            swrk.consult_runtime()
+        }
+        Ok(Reached::End { message, .. }) => {
+            swrk.kill();
+            tree.remove_new();
+            return Err(complain("restore", &message, &log));
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = held {
+        tree.remove_new();
+        swrk.kill();
+        tree.remove_new();
+        return Err(failed("restore", error, &log));
+    }
+    Ok(Held { swrk: Some(swrk), log, tree, lock, _directory: directory })
+}
+
+/// The processes of a copy: what a failed restore leaves of them is removed, a
+/// stranger is not.
+pub(in crate::target) enum Tree {
+    /// By the PIDs that the copy will have, and who had them before it was built.
+    Numbered { strangers: Vec<TaskId>, pids: Vec<u32> },
+    /// In a PID namespace of its own: by its first process, once CRIU has told it.
+    Below(Option<DescendantSet>),
 }
 
 impl Tree {
-    fn before_restore(pids: &[u32]) -> Tree {
+    /// Before a restore.
+    fn numbered(pids: &[u32]) -> Tree {
         let strangers = pids.iter().filter_map(|pid| TaskId::of(*pid as i32).ok()).collect();
-        Tree { strangers, pids: pids.to_vec() }
+        Tree::Numbered { strangers, pids: pids.to_vec() }
+    }
+
+    /// CRIU says who is the first.
+    fn is_below(&mut self, pid: Option<i32>) {
+        if let Tree::Below(root) = self {
+            *root = pid.and_then(|pid| DescendantSet::of(pid).ok());
+        }
     }
 
     fn tasks(&self) -> Vec<TaskId> {
-        self.pids
-            .iter()
-            .filter_map(|pid| TaskId::of(*pid as i32).ok())
-            .filter(|task| !self.strangers.contains(task) && task.is_alive())
+        let (pids, strangers): (Vec<i32>, &[TaskId]) = match self {
+            Tree::Numbered { strangers, pids } => (pids.iter().map(|pid| *pid as i32).collect(), strangers),
+            Tree::Below(Some(root)) => (root.processes().unwrap_or_default(), &[]),
+            Tree::Below(None) => (Vec::new(), &[]),
+        };
+        pids.into_iter()
+            .filter_map(|pid| TaskId::of(pid).ok())
+            .filter(|task| !strangers.contains(task) && task.is_alive())
             .collect()
     }
 
-    /// Kills what came into being under the tree's PIDs, and waits until it is gone.
+    /// Kills what came into being of the tree, and waits until it is gone.
     /// Its connections are those of the source: nobody must hear of it.
     fn remove_new(&self) {
         connections::kill_quietly(&self.tasks());
@@ -92,7 +128,7 @@ impl Tree {
 }
 
 /// Complete, and before its first instruction.
-struct Held {
+pub(in crate::target) struct Held {
     swrk: Option<Swrk>,
     log: PathBuf,
     tree: Tree,
