@@ -1,4 +1,4 @@
-.PHONY: demo test test-apps bench fuzz lint
+.PHONY: demo test test-apps bench fuzz lint deny
 
 # Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:
@@ -24,10 +24,19 @@ bench:
 	cargo bench -p ferry --bench suite
 
 # Every parser of foreign bytes, five minutes each, with overflow checks; `make test` has
-# a second of each.
+# a second of each. Shorter: make fuzz FERRY_FUZZ_SECONDS=60
+FERRY_FUZZ_SECONDS ?= 300
 fuzz:
-	FERRY_FUZZ_SECONDS=300 cargo test --profile fuzz -p ferry-fuzz
+	FERRY_FUZZ_SECONDS=$(FERRY_FUZZ_SECONDS) cargo test --profile fuzz -p ferry-fuzz -- --nocapture
 
 lint:
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	scripts/check-units
+
+# Licences, sources and advisories of everything that is linked: deny.toml. Advisories need
+# RustSec's database, and so GitHub; without it: make deny DENY="licenses bans sources".
+DENY ?= advisories licenses bans sources
+deny:
+	@cargo deny --version >/dev/null 2>&1 || { echo "make deny needs cargo-deny: cargo install cargo-deny --locked"; exit 1; }
+	cargo deny --workspace --all-features check $(DENY)

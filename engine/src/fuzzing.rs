@@ -8,7 +8,7 @@ use crate::net::{address, interface};
 use ferry_transport::wire::control::ImageFile;
 use std::path::Path;
 
-pub use crate::lazy::fuzzing::{PagerEvent, pager};
+pub use crate::lazy::fuzzing::{PagerEvent, lazy_pages_socket, pager, pager_message, plan};
 
 /// A datagram as netlink sockets receive it, and each answer in it as every parser
 /// of answers sees it.

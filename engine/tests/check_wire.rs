@@ -9,7 +9,8 @@ use ferry_transport::link::Connector;
 use ferry_transport::link::memory::{MemoryConnector, network};
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{
-    FileClaim, Hello, Message, MigrationId, Offer, PROTOCOL_VERSION, RestoreMode, TcpMode,
+    FileClaim, Hello, MAX_SETUP, Message, MigrationId, Offer, PROTOCOL_VERSION, RestoreMode, RestorerRequest,
+    TcpMode,
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,7 @@ fn offer() -> Offer {
     Offer {
         id: MigrationId(7),
         target: "pid:1 (test)".into(),
+        restorer: RestorerRequest::process(),
         memory: Bytes::MIB,
         pids: vec![],
         restore: RestoreMode::Eager,
@@ -72,8 +74,12 @@ impl Destination {
             restore_cost: Duration::ZERO,
             hooks: Hooks::none(),
             // There is no such CRIU: an offer that is taken fails early.
-            restorer: Box::new(|| {
-                Box::new(ProcessRestorer::new(Criu { program: "/nowhere/criu".into(), shim: None }))
+            restorer: Box::new(|request| match request.kind.as_str() {
+                "process" => {
+                    let criu = Criu { program: "/nowhere/criu".into(), shim: None };
+                    Ok(Box::new(ProcessRestorer::new(criu)))
+                }
+                other => Err(format!("this host cannot build a copy of kind {other:?}")),
             }),
             handover: Box::new(|| Box::new(PagerHandover::new("/nowhere/ferry".into()))),
         };
@@ -148,6 +154,19 @@ async fn more_memory_than_is_allowed_is_refused() {
     let most = Offer { memory: Bytes(1 << 40), ..offer() };
     let found = ask_destination(&there.connector, hello(), most).await.unwrap();
     assert!(blocking(&found).iter().any(|text| text.contains("are available here")), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_nobody_here_can_build_is_refused() {
+    let there = Destination::start();
+    let asks = |kind: &str, length| {
+        let restorer = RestorerRequest { kind: kind.into(), setup: vec![0; length] };
+        ask_destination(&there.connector, hello(), Offer { restorer, ..offer() })
+    };
+    let unknown = blocking(&asks("spaceship", 0).await.unwrap()).join("\n");
+    assert!(unknown.contains("\"spaceship\""), "{unknown}");
+    let too_long = blocking(&asks("process", MAX_SETUP + 1).await.unwrap()).join("\n");
+    assert!(too_long.contains("too many"), "{too_long}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,8 @@
 
 mod net_lab;
 
+use ferry_engine::destination::recovery;
+use ferry_engine::journal::Side;
 use ferry_engine::net::address::{AddressError, AddressHolder};
 use ferry_engine::net::announce::{Announcer, who_has};
 use ferry_engine::net::hold::Hold;
@@ -161,6 +163,25 @@ fn leftovers_of_dead_migrations_are_removed_and_live_ones_are_not() {
         assert_eq!(removed[0].name, format!("ferry_{dead}"));
         assert_eq!(all.tables("ferry_").unwrap().len(), 1);
         assert_eq!(all.remove_leftovers(&[alive]).unwrap(), []);
+    });
+}
+
+#[test]
+fn whoever_resolves_a_doubt_opens_the_network_of_that_migration_alone() {
+    needs_namespaces!();
+    let host = Host::new();
+    let (doubtful, other) = (MigrationId(3), MigrationId(4));
+    let state = tempfile::tempdir().unwrap();
+    host.run(|| {
+        for runs in [Side::Destination, Side::Source] {
+            for id in [doubtful, other] {
+                DropTable::prepare(id, "192.0.2.1".parse().unwrap()).unwrap().install().unwrap();
+            }
+            recovery::resolve(state.path(), state.path(), doubtful, &[], runs).unwrap();
+            let standing = Nft::open().unwrap().remove_leftovers(&[]).unwrap();
+            let names: Vec<_> = standing.iter().map(|table| table.name.clone()).collect();
+            assert_eq!(names, [format!("ferry_{other}")], "{runs:?}");
+        }
     });
 }
 

@@ -12,7 +12,7 @@ use crate::host;
 use anyhow::{Result, bail};
 use ferry_engine::check::{Finding, Force, Severity, ask_destination};
 use ferry_transport::quic::LinkOptions;
-use ferry_transport::wire::control::MigrationId;
+use ferry_transport::wire::control::{MigrationId, RestorerRequest};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -41,7 +41,7 @@ pub fn run(options: Options) -> Result<End> {
     };
     if let Some(to) = &options.to {
         // No migration: the destination writes nothing down under this number.
-        let offer = moved.offer(MigrationId(0), pid, moved.target.clone());
+        let offer = moved.offer(MigrationId(0), pid, moved.target.clone(), RestorerRequest::process());
         let connector = connector(to, &options.common.state, LinkOptions::default())?;
         let answer = runtime()?.block_on(ask_destination(&connector, host::hello(&criu), offer));
         match answer {

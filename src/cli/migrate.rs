@@ -136,7 +136,7 @@ pub fn run(options: Options) -> Result<End> {
         interface: moved.move_ip.as_ref().map(|moved| moved.interface.clone()),
         reason: None,
     };
-    let offer = moved.offer(id, pid, target.describe());
+    let offer = moved.offer(id, pid, target.describe(), target.restorer()?);
     let plan = SourcePlan {
         hello,
         to: options.to.clone(),

@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use ferry_engine::check::{Finding, Forced, Needs, Severity, SourceOptions, check_source, describe_needs};
 use ferry_engine::source::recovery::parse_address_move;
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
-use ferry_transport::wire::control::{AddressMove, MigrationId, Offer, RestoreMode, TcpMode};
+use ferry_transport::wire::control::{
+    AddressMove, MigrationId, Offer, RestoreMode, RestorerRequest, TcpMode,
+};
 use serde::Serialize;
 use std::fmt::Write;
 use std::net::ToSocketAddrs;
@@ -87,11 +89,12 @@ impl Moved {
     }
 
     /// What the destination is asked for.
-    pub fn offer(&self, id: MigrationId, pid: i32, target: String) -> Offer {
+    pub fn offer(&self, id: MigrationId, pid: i32, target: String, restorer: RestorerRequest) -> Offer {
         let Needs { files, pids, memory, limits, ports } = describe_needs(pid);
         Offer {
             id,
             target,
+            restorer,
             memory,
             pids,
             restore: match self.restore {

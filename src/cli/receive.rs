@@ -64,7 +64,10 @@ pub fn run(options: Options) -> Result<End> {
         round_patience: Duration::from_secs(120),
         restore_cost: Duration::from_micros(found.test.restore_us + found.test.release_us),
         hooks,
-        restorer: Box::new(move || Box::new(ProcessRestorer::new(criu.clone()))),
+        restorer: Box::new(move |request| match request.kind.as_str() {
+            "process" => Ok(Box::new(ProcessRestorer::new(criu.clone()))),
+            other => Err(format!("this host cannot build a copy of kind {other:?}")),
+        }),
         handover: Box::new(|| Box::new(PagerHandover::new(host::own_file()))),
     };
     let json = options.common.json;

@@ -1,8 +1,11 @@
 //! The destination: where the workload comes back, and lives from the commit on.
 
+mod conversation;
+mod copy;
 mod driver;
 mod handover;
 pub(crate) mod images;
+mod intake;
 mod network;
 mod numbers;
 mod pages;
@@ -10,6 +13,7 @@ mod receiver;
 pub mod recovery;
 pub mod requests;
 pub mod state;
+mod workplace;
 
 pub use handover::{HandoverMaker, PageHandover, PagerHandover, Serving};
 pub use receiver::{Receiver, ReceiverEvent, ReceiverPlan, RestorerMaker};

@@ -11,7 +11,7 @@ use crate::net::connections;
 use crate::net::hold::Hold;
 use crate::net::hooks::{HookFacts, Hooks, Stage};
 use crate::net::nft::DropTable;
-use ferry_transport::wire::control::{AddressMove, MigrationId};
+use ferry_transport::wire::control::Offer;
 
 pub(super) struct DestinationNetwork {
     moving: Option<Moving>,
@@ -30,18 +30,22 @@ struct Moving {
 
 impl DestinationNetwork {
     /// Opens whatever is needed before anything is changed.
-    pub(super) fn prepare(
-        id: MigrationId,
-        moved: Option<&AddressMove>,
-        hooks: Hooks,
-        facts: HookFacts,
-    ) -> Result<DestinationNetwork, String> {
+    pub(super) fn prepare(offer: &Offer, peer: String, hooks: Hooks) -> Result<DestinationNetwork, String> {
         let mut notes = Vec::new();
+        let moved = offer.move_address.as_ref();
+        let facts = HookFacts {
+            id: offer.id.to_string(),
+            target: offer.target.clone(),
+            peer,
+            address: moved.map(|moved| moved.address.to_string()),
+            interface: moved.map(|moved| moved.interface.clone()),
+            ..HookFacts::default()
+        };
         let moving = match moved {
             None => None,
             Some(moved) => {
                 let address = AddressHolder::at_destination(moved).map_err(|error| error.to_string())?;
-                let drop = DropTable::prepare(id, moved.address)
+                let drop = DropTable::prepare(offer.id, moved.address)
                     .map_err(|error| format!("nftables cannot be used here: {error}"))?;
                 let announcer = Announcer::prepare(address.interface(), moved.address)
                     .map_err(|error| format!("the address cannot be announced: {error}"))?;

@@ -1,5 +1,6 @@
 //! `ferry receive`: takes links, one migration or one question on each.
 
+use super::conversation::Conversation;
 use super::driver::{Destination, Finished};
 use super::handover::HandoverMaker;
 use super::recovery;
@@ -10,15 +11,17 @@ use crate::net::hooks::Hooks;
 use crate::target::Restorer;
 use ferry_transport::link::{ControlSender, Link, LinkError};
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{Hello, Message, MigrationId, Offer, Outcome};
+use ferry_transport::wire::control::{
+    Hello, MAX_SETUP, Message, MigrationId, Offer, Outcome, RestorerRequest,
+};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Makes a restorer for each migration.
-pub type RestorerMaker = Box<dyn Fn() -> Box<dyn Restorer> + Send + Sync>;
+/// Makes the restorer that an offer asks for, or says why it cannot be had. Starts nothing.
+pub type RestorerMaker = Box<dyn Fn(&RestorerRequest) -> Result<Box<dyn Restorer>, String> + Send + Sync>;
 
 /// How this destination works.
 pub struct ReceiverPlan {
@@ -169,14 +172,8 @@ impl Receiver {
                     let id = offer.id;
                     let target = offer.target.clone();
                     self.tell(ReceiverEvent::Begins { id, target, peer: link.peer() });
-                    let destination = Destination::new(
-                        Arc::clone(self),
-                        *offer,
-                        Arc::clone(&link),
-                        (sender, receiver),
-                        abort,
-                        findings,
-                    );
+                    let peer = Conversation::new(link, (sender, receiver), abort);
+                    let destination = Destination::new(Arc::clone(self), *offer, peer, findings);
                     let Finished { runs_here, end } = destination.run().await;
                     self.lock().remove(&id);
                     self.tell(ReceiverEvent::Ended { id, runs_here, end });
@@ -202,7 +199,24 @@ impl Receiver {
         let mut here = LocalFacts::read(plan.hello.clone(), vec![plan.state.clone(), plan.work.clone()]);
         let most = plan.memory_limit.unwrap_or(here.memory_available);
         here.memory_available = Bytes(most.0.saturating_sub(reserved.0));
-        Findings::new(check_destination(offer, theirs, &here))
+        let mut found = check_destination(offer, theirs, &here);
+        match self.restorer(&offer.restorer) {
+            Ok(restorer) => found.extend(restorer.examine(offer)),
+            Err(what) => found.push(Finding::host(Severity::Blocks, Force::Final, what, "")),
+        }
+        found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        Findings::new(found)
+    }
+
+    /// The restorer that an offer asks for.
+    pub(super) fn restorer(&self, request: &RestorerRequest) -> Result<Box<dyn Restorer>, String> {
+        if request.setup.len() > MAX_SETUP {
+            return Err(format!(
+                "what the restorer is to know takes {} bytes: too many",
+                request.setup.len()
+            ));
+        }
+        (self.plan.restorer)(request)
     }
 
     /// Refuses early what cannot succeed; else reserves the memory, and says what was

@@ -3,6 +3,7 @@
 use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
 use crate::net::address::AddressHolder;
 use crate::net::connections;
+use crate::net::nft::Nft;
 use crate::source::recovery::parse_address_move;
 use ferry_transport::wire::control::{MigrationId, Outcome};
 use std::io;
@@ -192,7 +193,10 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
             }
             return Ok(found);
         }
-        Settlement::Resumed => Journal::open(state, id)?.append(&DestinationRecord::Resumed)?,
+        Settlement::Resumed => {
+            Journal::open(state, id)?.append(&DestinationRecord::Resumed)?;
+            open_network(id);
+        }
         Settlement::Discard(cause) => {
             Journal::open(state, id)?.append(&DestinationRecord::Discarded { cause: cause.into() })?;
             remove_copy(state, work, id, found.tasks())?;
@@ -217,7 +221,10 @@ pub fn resolve(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], run
     journal.append(&DestinationRecord::Resolved { runs })?;
     journal.sync()?;
     match runs {
-        Side::Destination => Ok(()),
+        Side::Destination => {
+            open_network(id);
+            Ok(())
+        }
         Side::Source => remove_copy(state, work, id, tasks),
     }
 }
@@ -236,8 +243,16 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
     {
         let _ = holder.take_off();
     }
+    open_network(id);
     let _ = std::fs::remove_dir_all(work_directory(work, id));
     Ok(())
+}
+
+/// Lets packets of a moved address through again that a dead receiver kept away.
+fn open_network(id: MigrationId) {
+    if let Err(error) = Nft::open().and_then(|mut nft| nft.remove_table_of(id)) {
+        tracing::warn!(%error, %id, "the drop table may still stand");
+    }
 }
 
 /// Where a migration's images and CRIU's logs are.

@@ -10,7 +10,7 @@
 use crate::images::{Assembly, LazySpace};
 use crate::page_store::{Content, Extent};
 use crate::sys::arena;
-use ferry_transport::page::{PageAddr, PageRange};
+use ferry_transport::page::{PAGE_SIZE, PageAddr, PageRange};
 use ferry_transport::units::PageCount;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -87,12 +87,12 @@ impl Plan {
             let (extents, hots) = (next()?, next()?);
             let mut space = LazySpace { pid, extents: Vec::new(), hot: Vec::new() };
             for _ in 0..extents {
-                let pages = range(next()?, next()?);
+                let pages = range(next()?, next()?).ok_or_else(malformed)?;
                 let content = Content::Arena(next()?);
                 space.extents.push(Extent { pages, content });
             }
             for _ in 0..hots {
-                space.hot.push(range(next()?, next()?));
+                space.hot.push(range(next()?, next()?).ok_or_else(malformed)?);
             }
             spaces.push(space);
         }
@@ -113,8 +113,11 @@ fn read_at_most(file: &File, block: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(len)
 }
 
-fn range(address: u64, pages: u64) -> PageRange {
-    PageRange { start: PageAddr::containing(address), count: PageCount(pages) }
+/// `None` where no address space goes so far.
+fn range(address: u64, pages: u64) -> Option<PageRange> {
+    let start = PageAddr::containing(address);
+    pages.checked_mul(PAGE_SIZE as u64)?.checked_add(start.address())?;
+    Some(PageRange { start, count: PageCount(pages) })
 }
 
 #[cfg(test)]
@@ -123,10 +126,15 @@ mod tests {
     use std::sync::Arc;
 
     fn assembly(extents: u64) -> Assembly {
-        let extent =
-            |n| Extent { pages: range(0x10_0000 + n * 0x2000, 1), content: Content::Arena(n * 4096) };
-        let lazy =
-            LazySpace { pid: 7, extents: (0..extents).map(extent).collect(), hot: vec![range(0x10_0000, 3)] };
+        let extent = |n| Extent {
+            pages: range(0x10_0000 + n * 0x2000, 1).unwrap(),
+            content: Content::Arena(n * 4096),
+        };
+        let lazy = LazySpace {
+            pid: 7,
+            extents: (0..extents).map(extent).collect(),
+            hot: vec![range(0x10_0000, 3).unwrap()],
+        };
         Assembly {
             arena: Arc::new(arena::memory_file(c"test", 0).unwrap()),
             arena_len: extents * 4096,
@@ -160,5 +168,12 @@ mod tests {
             file.set_len(len).unwrap();
             assert_eq!(Plan::read(&file).unwrap_err().kind(), io::ErrorKind::InvalidData, "{len}");
         }
+    }
+
+    #[test]
+    fn pages_beyond_every_address_space_are_refused() {
+        assert!(range(0x1000, 1 << 52).is_none());
+        assert!(range(u64::MAX, 1).is_none());
+        assert!(range(0x1000, (1 << 52) - 2).is_some());
     }
 }

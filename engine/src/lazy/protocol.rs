@@ -2,6 +2,7 @@
 //! keeps messages apart. A message is a word that names it and its numbers, in
 //! little-endian 64-bit words. Unknown messages are ignored, so that more can be added.
 
+use ferry_transport::page::PAGE_SIZE;
 use ferry_transport::units::{Bytes, PageCount};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ impl Drained {
 
     pub(super) fn decode(message: &[u8]) -> Option<Drained> {
         let [DRAINED, pages, dropped, lost, faults, killed, time] = parse(message)[..] else { return None };
+        // More than there can be: not from a pager.
+        pages.checked_mul(PAGE_SIZE as u64)?;
         Some(Drained {
             pages: PageCount(pages),
             bytes: PageCount(pages).bytes(),

@@ -1,12 +1,14 @@
 //! Who the pager serves, worked out from what happened: by the pager that hears it,
 //! entry for entry, and by its successor, from the ledger.
 
-use super::ledger::Entry;
+use super::ledger::{Entry, Ledger};
 use super::pending::Pending;
 use super::plan::Plan;
 use crate::sys::twin::Number;
 use crate::sys::uffd_fill::Event;
 use std::collections::HashMap;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +27,17 @@ pub(super) struct Arrivals {
     is_finished: bool,
 }
 
+/// What CRIU said next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A word, which counts already.
+    Word,
+    /// A descriptor: [`Arrivals::descriptor`] says whose.
+    Descriptor(Number),
+    /// Nothing more.
+    End,
+}
+
 impl Arrivals {
     pub(super) fn new(plan: &Plan) -> Arrivals {
         let waiting = plan.spaces.iter().map(|space| (space.pid, Pending::new(&space.extents, &space.hot)));
@@ -32,7 +45,7 @@ impl Arrivals {
     }
 
     /// Whether a descriptor comes next, and not a word.
-    pub(super) fn expects_descriptor(&self) -> bool {
+    fn expects_descriptor(&self) -> bool {
         self.expecting.is_some()
     }
 
@@ -41,7 +54,21 @@ impl Arrivals {
         self.is_finished
     }
 
-    pub(super) fn word(&mut self, word: i32) {
+    /// Hears what comes next of CRIU's socket, through the ledger.
+    pub(super) fn hear(&mut self, ledger: &mut Ledger, from: BorrowedFd<'_>) -> io::Result<Heard> {
+        if self.expects_descriptor() {
+            return ledger.descriptor(from).map(Heard::Descriptor);
+        }
+        Ok(match ledger.word(from)? {
+            Some(word) => {
+                self.word(word);
+                Heard::Word
+            }
+            None => Heard::End,
+        })
+    }
+
+    fn word(&mut self, word: i32) {
         match word {
             RESTORE_FINISHED => self.is_finished = true,
             pid => self.expecting = u32::try_from(pid).ok(),

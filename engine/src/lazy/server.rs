@@ -11,7 +11,7 @@ use super::guardian::Common;
 use super::ledger::{Entry, Ledger, SpaceNumber, Total, Totals};
 use super::plan::Plan;
 use super::protocol::{self, Drained, MAX_MESSAGE};
-use super::roll::{self, Arrivals, Member};
+use super::roll::{self, Arrivals, Heard, Member};
 use crate::sys::arena::{self, ArenaMap};
 use crate::sys::fdpass;
 use crate::sys::twin::{self, Number};
@@ -241,17 +241,12 @@ impl Server<'_> {
                 }
             }
             Criu::Talks(connection) => {
-                let heard = if self.arrivals.expects_descriptor() {
-                    self.ledger.descriptor(connection.as_fd()).map(|number| self.entrust(number))
-                } else {
-                    self.ledger.word(connection.as_fd()).map(|word| match word {
-                        Some(word) => {
-                            self.arrivals.word(word);
-                            true
-                        }
-                        None => false,
-                    })
-                };
+                let heard =
+                    self.arrivals.hear(&mut self.ledger, connection.as_fd()).map(|heard| match heard {
+                        Heard::Word => true,
+                        Heard::Descriptor(number) => self.entrust(number),
+                        Heard::End => false,
+                    });
                 let stays = heard.unwrap_or_else(|error| {
                     eprintln!("ferry pager: CRIU: {error}");
                     error.kind() == io::ErrorKind::Interrupted

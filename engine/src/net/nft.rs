@@ -118,6 +118,13 @@ impl Nft {
         self.tables("CRIU-")
     }
 
+    /// Removes the table of one migration, if it stands: of one whose engine died.
+    pub fn remove_table_of(&mut self, id: MigrationId) -> io::Result<()> {
+        let name = format!("{PREFIX}{id}");
+        let standing = self.tables(PREFIX)?;
+        standing.iter().filter(|table| table.name == name).try_for_each(|table| self.delete_table(table))
+    }
+
     /// Removes what an engine that crashed left behind: every table of ours but
     /// those of migrations that are still alive. Says which.
     pub fn remove_leftovers(&mut self, alive: &[MigrationId]) -> io::Result<Vec<Table>> {

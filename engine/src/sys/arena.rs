@@ -1,10 +1,10 @@
 //! A sparse file that lives in memory only: what page content is kept in, and how
 //! it is handed to another process without copying it.
 
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Makes an anonymous memory file of `size` bytes, all of it a hole.
@@ -67,31 +67,16 @@ pub fn data(file: &File, len: u64) -> io::Result<Vec<std::ops::Range<u64>>> {
 /// addresses leave here, for the kernel to copy from.
 #[derive(Debug)]
 pub struct ArenaMap {
-    base: NonNull<libc::c_void>,
-    len: usize,
+    map: MmapRaw,
     file: Arc<File>,
 }
-
-// SAFETY: the mapping belongs to the process, not to a thread, and this type never
-// reads or writes through its pointer.
-unsafe impl Send for ArenaMap {}
-// SAFETY: as above; every method takes the pointer's value only.
-unsafe impl Sync for ArenaMap {}
 
 impl ArenaMap {
     /// Maps `len` bytes of `file` from its start; no memory is taken by that.
     pub fn new(file: Arc<File>, len: u64) -> io::Result<ArenaMap> {
         let len = usize::try_from(len.max(4096)).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice cannot overlap
-        // anything that this process uses.
-        let base =
-            unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(ArenaMap { base, len, file })
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_raw_read_only(&*file)?;
+        Ok(ArenaMap { map, file })
     }
 
     /// The file.
@@ -102,31 +87,20 @@ impl ArenaMap {
     /// The address in this process of `len` bytes at `offset`; `None` outside the file.
     pub fn address(&self, offset: u64, len: u64) -> Option<u64> {
         let end = offset.checked_add(len)?;
-        (end <= self.len as u64).then(|| self.base.as_ptr() as u64 + offset)
+        (end <= self.map.len() as u64).then(|| self.map.as_ptr() as u64 + offset)
     }
 
     /// Puts the pages of a range into the page table in one call, so that a copy
     /// by the kernel does not stop at each of them. Advice only: a failure shows
     /// in the copy.
     pub fn populate(&self, offset: u64, len: u64) {
-        const MADV_POPULATE_READ: libc::c_int = 22;
-        if let Some(address) = self.address(offset, len) {
-            // SAFETY: the range lies inside our own mapping; populating reads pages
-            // in and changes nothing that Rust code can observe.
-            unsafe { libc::madvise(address as *mut libc::c_void, len as usize, MADV_POPULATE_READ) };
+        if self.address(offset, len).is_some() {
+            let _ = self.map.advise_range(Advice::PopulateRead, offset as usize, len as usize);
         }
     }
 
     /// Gives the memory of a range back.
     pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         punch(self.file.as_fd(), offset, len)
-    }
-}
-
-impl Drop for ArenaMap {
-    fn drop(&mut self) {
-        // SAFETY: base and len are what mmap returned and was given; no reference
-        // into the mapping was ever made.
-        unsafe { libc::munmap(self.base.as_ptr(), self.len) };
     }
 }

@@ -7,10 +7,10 @@
 //! killed meanwhile, so that at each instant the thing is either still there or here.
 
 use super::twin::Number;
+use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of the head, before the first slot.
@@ -30,17 +30,12 @@ struct Slot {
 const SLOT: usize = std::mem::size_of::<Slot>();
 const _: () = assert!(SLOT == 64);
 
-/// The file, mapped.
+/// The file, mapped. Everything in it is atomic words.
 #[derive(Debug)]
 pub struct Landing {
-    base: NonNull<u8>,
+    map: MmapRaw,
     slots: usize,
 }
-
-// SAFETY: everything in the mapping is atomic words; the pointer is never handed out.
-unsafe impl Send for Landing {}
-// SAFETY: as above.
-unsafe impl Sync for Landing {}
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,21 +60,13 @@ impl Landing {
         if file.metadata()?.len() < len as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice cannot overlap
-        // anything that this process uses.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_raw(file)?;
         // A page that has been touched then stays: the kernel's write into it cannot
         // fail, as it could for a killed process if the page had to be brought back.
         // Best effort: without it that takes memory pressure in the same microsecond.
         // SAFETY: the range is the mapping just made.
-        unsafe { libc::syscall(libc::SYS_mlock2, base, len, libc::MLOCK_ONFAULT) };
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Landing { base, slots })
+        unsafe { libc::syscall(libc::SYS_mlock2, map.as_ptr(), len, libc::MLOCK_ONFAULT) };
+        Ok(Landing { map, slots })
     }
 
     /// How many slots there are.
@@ -94,14 +81,14 @@ impl Landing {
     pub fn head(&self, word: usize) -> &AtomicU64 {
         assert!(word < HEAD_WORDS);
         // SAFETY: inside the head; aligned, initialised (a file's bytes), atomic.
-        unsafe { self.base.cast::<AtomicU64>().add(word).as_ref() }
+        unsafe { &*self.map.as_ptr().cast::<AtomicU64>().add(word) }
     }
 
     fn slot(&self, index: usize) -> &Slot {
         assert!(index < self.slots);
         // SAFETY: inside the mapping, whose base is page-aligned; all words are
         // initialised (a file's bytes) and only ever accessed as atomics or by the kernel.
-        unsafe { self.base.add(HEAD + index * SLOT).cast::<Slot>().as_ref() }
+        unsafe { &*self.map.as_ptr().add(HEAD + index * SLOT).cast::<Slot>() }
     }
 
     /// What is in a slot.
@@ -191,14 +178,6 @@ impl Landed {
         let word = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let rights = word(8) == libc::SOL_SOCKET && word(12) == libc::SCM_RIGHTS;
         (self.payload[0] != 0 && rights).then(|| Number(word(16)))
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        // SAFETY: base and length are what mmap returned and was given; references
-        // into the mapping cannot outlive `self`.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), HEAD + self.slots * SLOT) };
     }
 }
 

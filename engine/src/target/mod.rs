@@ -3,8 +3,9 @@
 
 pub mod process;
 
+use crate::check::Finding;
 use crate::journal::TaskId;
-use ferry_transport::wire::control::TcpMode;
+use ferry_transport::wire::control::{Offer, RestorerRequest, TcpMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +41,11 @@ pub trait Target: Send {
 
     /// Every process of it now, root first.
     fn tasks(&self) -> Vec<TaskId>;
+
+    /// Who can build its copy, and what that one must know.
+    fn restorer(&self) -> Result<RestorerRequest, TargetError> {
+        Ok(RestorerRequest::process())
+    }
 
     /// Starts and checks whatever can be started and checked before the freeze.
     /// On failure nothing was started and the workload runs.
@@ -101,6 +107,12 @@ pub struct RestorePlan {
 
 /// Builds the copy at the destination.
 pub trait Restorer: Send {
+    /// What would stop this one in particular from taking the offer, or is worth
+    /// knowing. Changes nothing.
+    fn examine(&self, _offer: &Offer) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Starts and checks whatever can be before the images are there.
     fn prepare(&mut self, work: &Path) -> Result<(), TargetError>;
 

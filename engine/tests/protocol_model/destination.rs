@@ -1,5 +1,5 @@
 //! A driver of the destination's state machine, one indivisible deed at a time, as
-//! `engine/src/destination/driver.rs` has them.
+//! `engine/src/destination/driver.rs` and its steps have them.
 
 use crate::host::{Address, Copy, DestinationHost};
 use crate::link::{Heard, Link, Say};

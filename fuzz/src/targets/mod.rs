@@ -11,11 +11,11 @@ use crate::Target;
 pub use images::{arriving_images, image_directory, image_files};
 pub use kernel::{elf, netlink, procfs};
 pub use own::{address_move, journal};
-pub use pages::{page_store, pager};
+pub use pages::{page_store, pager, pager_sockets};
 pub use wire::{control, frame};
 
 /// Every target there is.
-pub const ALL: [Target; 12] = [
+pub const ALL: [Target; 13] = [
     Target { name: "control", seeds: wire::control_seeds, run: control },
     Target { name: "frame", seeds: wire::frame_seeds, run: frame },
     Target { name: "page_store", seeds: pages::store_seeds, run: page_store },
@@ -23,6 +23,7 @@ pub const ALL: [Target; 12] = [
     Target { name: "image_files", seeds: images::file_seeds, run: image_files },
     Target { name: "image_directory", seeds: images::directory_seeds, run: image_directory },
     Target { name: "pager", seeds: pages::pager_seeds, run: pager },
+    Target { name: "pager_sockets", seeds: pages::socket_seeds, run: pager_sockets },
     Target { name: "procfs", seeds: kernel::procfs_seeds, run: procfs },
     Target { name: "netlink", seeds: kernel::netlink_seeds, run: netlink },
     Target { name: "elf", seeds: kernel::elf_seeds, run: elf },

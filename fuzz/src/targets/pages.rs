@@ -1,4 +1,5 @@
-//! What a peer's pages may do to the store, and the kernel's events to the pager.
+//! What a peer's pages may do to the store; the kernel's events, and what comes through
+//! its sockets, to the pager.
 
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
@@ -9,6 +10,11 @@ use ferry_transport::units::{self, PageCount};
 use ferry_transport::wire::compress::Encoding;
 use ferry_transport::wire::control::FinalSpace;
 use ferry_transport::wire::frame;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::IoSlice;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
 /// Chunks as frames carry them, then a final state that need not fit them.
 #[derive(Arbitrary, Debug)]
@@ -142,6 +148,54 @@ pub fn pager(input: &[u8]) {
 
 pub(super) fn pager_seeds() -> Vec<Vec<u8>> {
     noise(400)
+}
+
+/// The most messages of one input: all of them fit into a socket's buffer.
+const MAX_MESSAGES: usize = 64;
+/// In a message's first byte: that a descriptor comes with it. The rest is its length.
+const WITH_DESCRIPTOR: u8 = 0x80;
+/// What CRIU says when all is restored.
+const RESTORE_FINISHED: i32 = 0x5253_5446;
+
+/// What comes through the pager's sockets: a plan, behind its length, then messages on
+/// `lazy-pages.socket`, each behind a byte that says how long it is.
+pub fn pager_sockets(input: &[u8]) {
+    fuzzing::pager_message(input);
+    let Some((len, rest)) = input.split_first_chunk() else { return };
+    let Some((plan, mut rest)) = rest.split_at_checked(u16::from_le_bytes(*len).into()) else { return };
+    let (ours, criu) = UnixStream::pair().expect("a pair of sockets");
+    for _ in 0..MAX_MESSAGES {
+        let Some((head, after)) = rest.split_first() else { break };
+        let len = usize::from(head & !WITH_DESCRIPTOR).clamp(1, 16);
+        let Some((message, after)) = after.split_at_checked(len) else { break };
+        rest = after;
+        let descriptor = [criu.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptor)];
+        let rights = if head & WITH_DESCRIPTOR == 0 { &rights[..0] } else { &rights[..] };
+        let sent =
+            sendmsg::<()>(criu.as_raw_fd(), &[IoSlice::new(message)], rights, MsgFlags::MSG_DONTWAIT, None);
+        sent.expect("the buffer has room");
+    }
+    // Copies of it may be on their way: closing alone would not be the end.
+    criu.shutdown(Shutdown::Both).expect("a socket can be shut down");
+    fuzzing::lazy_pages_socket(plan, ours);
+}
+
+pub(super) fn socket_seeds() -> Vec<Vec<u8>> {
+    let word = |word: i32| [&[4], &word.to_le_bytes()[..]].concat();
+    let descriptor = || vec![WITH_DESCRIPTOR | 1, 0];
+    let seed = |plan: &[u8], messages: &[Vec<u8>]| {
+        [&(plan.len() as u16).to_le_bytes()[..], plan, &messages.concat()].concat()
+    };
+    let (one, three) = (fuzzing::plan(1, 8), fuzzing::plan(3, 1000));
+    let drained: Vec<u8> = [4u64, 100, 2, 0, 7, 1, 5000].iter().flat_map(|word| word.to_le_bytes()).collect();
+    vec![
+        seed(&one, &[word(1), descriptor(), word(RESTORE_FINISHED)]),
+        // A zombie, a process that the plan does not know, an end before the end.
+        seed(&three, &[word(2), descriptor(), word(-3), word(77), descriptor(), word(1)]),
+        seed(&three, &[word(3), descriptor(), word(1), descriptor(), word(2), descriptor()]),
+        drained,
+    ]
 }
 
 /// Structure is made from any bytes: all that counts is that they differ.

@@ -2,13 +2,16 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ferry_transport::page::{PAGE_SIZE, PageAddr, PageChunk, PageRange, Round, Run, RunKind, SpaceId};
-use ferry_transport::units::PageCount;
+use ferry_transport::units::{self, PageCount};
 use ferry_transport::wire::compress::Encoding;
 use ferry_transport::wire::control::{
-    FinalSpace, FinalState, Hello, ImageFile, Message, MigrationId, Outcome, PROTOCOL_VERSION, RestoreTimes,
-    RoundTotals,
+    Accepted, AddressMove, FileClaim, FinalSpace, FinalState, Hello, ImageFile, LimitClaim, Message,
+    MigrationId, Offer, Outcome, PROTOCOL_VERSION, PortClaim, PortProtocol, RestoreMode, RestoreTimes,
+    RestorerRequest, RoundTotals, TcpMode,
 };
+use ferry_transport::wire::finding::{Finding, Findings, Force, Forced, Severity, Subject};
 use ferry_transport::wire::{codec, frame as frames};
+use std::net::Ipv6Addr;
 
 /// Control messages. The input is a kind byte and content, framed here with the
 /// right length and checksum, so that the decoder proper is reached.
@@ -21,9 +24,17 @@ pub fn control(input: &[u8]) {
     bytes.put_u32_le(codec::checksum(*kind, content));
     bytes.put_slice(content);
     if let Ok(Some(message)) = codec::decode(&mut bytes) {
+        show(&message);
         let again = codec::encode(&message).expect("what was decoded can be encoded");
         assert_eq!(codec::decode(&mut BytesMut::from(&again[..])), Ok(Some(message)));
     }
+}
+
+/// What a person is shown of a message: whatever is in it, their terminal obeys none.
+fn show(message: &Message) {
+    let (Message::Findings(findings) | Message::Refused(findings)) = message else { return };
+    let shown = findings.all().iter().map(Finding::to_string);
+    assert!(!shown.chain([findings.to_string()]).any(|line| line.contains('\u{1b}')), "{findings:?}");
 }
 
 /// Length and checksum stand between the kind and its content.
@@ -36,7 +47,58 @@ pub(super) fn control_seeds() -> Vec<Vec<u8>> {
     let range = |start, count| PageRange { start: PageAddr::from_index(start), count: PageCount(count) };
     let space =
         FinalSpace { space: SpaceId(1), image_pid: 42, present: vec![range(16, 3), range(4096, 1 << 20)] };
+    let finding = |subject| Finding {
+        severity: Severity::Blocks,
+        pid: Some(42),
+        comm: "redis-server".into(),
+        subject,
+        what: "it cannot be carried".into(),
+        advice: "close it before".into(),
+        force: Force::Overridable,
+    };
+    let findings = Findings::new(vec![
+        finding(Subject::Process),
+        finding(Subject::Thread { tid: 43 }),
+        finding(Subject::Descriptor { fd: 7, link: "socket:[123]".into() }),
+        finding(Subject::Mapping { start: 0x7f00_0000_0000, end: 0x7f00_0000_1000, name: "[aio]".into() }),
+        finding(Subject::Mount { path: "/proc".into() }),
+        finding(Subject::Namespace { of: "net".into() }),
+        finding(Subject::File { path: "/etc/passwd".into() }),
+        Finding::host(Severity::Risks, Force::Final, "too little memory", ""),
+    ]);
+    let offer = Offer {
+        id,
+        restorer: RestorerRequest { kind: "process".into(), setup: vec![1, 2, 3] },
+        target: "pid:42 (redis-server)".into(),
+        memory: units::Bytes(1 << 30),
+        pids: vec![42, 43],
+        restore: RestoreMode::Lazy,
+        tcp: TcpMode::Established,
+        move_address: Some(AddressMove {
+            address: [192, 0, 2, 7].into(),
+            prefix: 24,
+            interface: "eth0".into(),
+        }),
+        files: vec![FileClaim {
+            path: "/usr/bin/redis-server".into(),
+            size: Some(9000),
+            mode: 0o100_755,
+            build_id: Some("00ff".into()),
+        }],
+        limits: vec![LimitClaim { name: "Max open files".into(), hard: 4096 }],
+        ports: vec![PortClaim {
+            protocol: PortProtocol::Tcp,
+            address: Ipv6Addr::LOCALHOST.into(),
+            port: 6379,
+        }],
+        forced: Forced::No,
+    };
     let messages = [
+        Message::Offer(Box::new(offer.clone())),
+        Message::Check(Box::new(offer)),
+        Message::Accepted(Accepted { restore_cost_us: 20_000, findings: findings.clone() }),
+        Message::Refused(findings.clone()),
+        Message::Findings(findings),
         Message::Hello(Hello {
             protocol: PROTOCOL_VERSION,
             revision: "ferry 0.1.0".into(),
@@ -62,6 +124,10 @@ pub(super) fn control_seeds() -> Vec<Vec<u8>> {
         Message::NotResumed("CRIU failed".into()),
         Message::AskOutcome(id),
         Message::Outcome(id, Outcome::InDoubt("its receiver died".into())),
+        Message::Drained,
+        Message::Abort("given up".into()),
+        Message::Failed("no room".into()),
+        Message::KeepAlive,
     ];
     let seed = |message: &Message| {
         let bytes = codec::encode(message).expect("a valid message");

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 /// The protocol's version, apart from the product's: raised when a message or
 /// frame changes meaning. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// A migration's identity, random, chosen by the source. Printed as 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -145,6 +145,34 @@ pub struct PortClaim {
     pub port: u16,
 }
 
+/// Who is to build the copy, and what only that one understands. Engine and
+/// protocol carry it unread.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorerRequest {
+    /// Which restorer: `process`.
+    pub kind: String,
+    /// What it must know beside images and pages, in a form of its own; at most
+    /// [`MAX_SETUP`] bytes.
+    #[serde(with = "byte_array")]
+    pub setup: Vec<u8>,
+}
+
+/// The most bytes that a restorer's own description may have.
+pub const MAX_SETUP: usize = 1 << 20;
+
+impl RestorerRequest {
+    /// For a tree of processes, which is in the images whole.
+    pub fn process() -> RestorerRequest {
+        RestorerRequest { kind: "process".into(), setup: Vec::new() }
+    }
+}
+
+impl std::fmt::Debug for RestorerRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RestorerRequest({} with {} bytes)", self.kind, self.setup.len())
+    }
+}
+
 /// What the source wants to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -152,6 +180,8 @@ pub struct Offer {
     pub id: MigrationId,
     /// What it is, for people: `pid:4711 (redis-server)`.
     pub target: String,
+    /// Who builds the copy.
+    pub restorer: RestorerRequest,
     /// Resident memory of all processes.
     pub memory: Bytes,
     /// Every PID, TGID, SID and PGID that must be free at the destination;

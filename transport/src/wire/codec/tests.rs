@@ -14,6 +14,7 @@ fn every_message() -> Vec<Message> {
     let offer = Offer {
         id: MigrationId(u128::MAX),
         target: "pid:4711 (redis-server)".into(),
+        restorer: RestorerRequest { kind: "container".into(), setup: vec![7; 300] },
         memory: crate::units::Bytes::GIB,
         pids: vec![1, 4711, u32::MAX],
         restore: RestoreMode::Lazy,

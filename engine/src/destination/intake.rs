@@ -1,0 +1,61 @@
+//! What arrives of a workload: its pages, into a store; CRIU's images, into their
+//! directory.
+
+use super::images::ImageIntake;
+use super::pages::PageIntake;
+use crate::page_store::PageStore;
+use ferry_transport::link::Link;
+use ferry_transport::units::Bytes;
+use ferry_transport::wire::control::{FinalState, ImageFile, RoundTotals};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The intake of one migration. Dropping it ends it.
+pub(super) struct Intake {
+    store: Arc<PageStore>,
+    pages: PageIntake,
+    images: ImageIntake,
+}
+
+/// The most that may arrive: the workload grows while it moves, so a quarter more
+/// than it has, or what the user allows.
+pub(super) fn limit_of(memory: Bytes, allowed: Option<Bytes>) -> Bytes {
+    allowed.unwrap_or(Bytes((memory.0 / 4).saturating_mul(5).saturating_add(256 << 20)))
+}
+
+impl Intake {
+    /// Takes every page stream of `link` from now on.
+    pub(super) fn start(link: Arc<dyn Link>, images: &Path, limit: Bytes) -> Result<Intake, String> {
+        let store = Arc::new(PageStore::new(limit).map_err(|error| error.to_string())?);
+        let pages = PageIntake::start(link, Arc::clone(&store));
+        Ok(Intake { store, pages, images: ImageIntake::new(images, limit.0) })
+    }
+
+    /// Writes a part of an image.
+    pub(super) fn image(&mut self, part: ImageFile) -> Result<(), String> {
+        self.images.put(part)
+    }
+
+    /// Waits until every page of a round is stored.
+    pub(super) async fn round(&mut self, totals: &RoundTotals, patience: Duration) -> Result<(), String> {
+        self.pages.complete(totals, patience).await
+    }
+
+    /// Waits until the last round is stored, and sees that every image is there.
+    pub(super) async fn complete(&mut self, state: &FinalState, patience: Duration) -> Result<(), String> {
+        self.round(&state.totals, patience).await?;
+        self.images.finish(state.images)
+    }
+
+    /// How many chunks have been stored: that it grows says that the source is at
+    /// work. An error says why no more can be.
+    pub(super) fn stored_chunks(&self) -> Result<u64, String> {
+        self.pages.failure().map_or(Ok(self.pages.chunks()), Err)
+    }
+
+    /// The pages.
+    pub(super) fn store(&self) -> Arc<PageStore> {
+        Arc::clone(&self.store)
+    }
+}
