@@ -77,7 +77,8 @@ pub trait Companion: Send {
 }
 
 /// Something that comes along, at the destination. Blocking. Exactly one of `commit` and
-/// `discard` is to be called; one that is dropped undecided is discarded.
+/// `discard` is to be called; dropping it undecided is a bug that is logged and decides
+/// nothing.
 pub trait CompanionSink: Send {
     /// Takes the next blob. After an error nothing but `discard` makes sense.
     fn take(&mut self, blob: &[u8]) -> Result<(), CompanionError>;

@@ -11,6 +11,7 @@ use crate::exit::End;
 use crate::host;
 use anyhow::{Result, bail};
 use ferry_engine::check::{Finding, Force, Severity, ask_destination};
+use ferry_engine::companion::Companion;
 use ferry_transport::quic::LinkOptions;
 use ferry_transport::wire::control::{MigrationId, RestorerRequest};
 
@@ -41,7 +42,8 @@ pub fn run(options: Options) -> Result<End> {
     };
     if let Some(to) = &options.to {
         // No migration: the destination writes nothing down under this number.
-        let offer = moved.offer(MigrationId(0), pid, moved.target.clone(), RestorerRequest::process());
+        let along = moved.companion(pid)?.map(|files| files.setup()).unwrap_or_default();
+        let offer = moved.offer(MigrationId(0), pid, moved.target.clone(), RestorerRequest::process(), along);
         let connector = connector(to, &options.common.state, LinkOptions::default())?;
         let answer = runtime()?.block_on(ask_destination(&connector, host::hello(&criu), offer));
         match answer {

@@ -61,8 +61,9 @@ impl Conversation {
                     let why = self.abort.borrow().clone();
                     return Err(why.unwrap_or_else(|| "given up here".into()));
                 }
+                why = failed(intake) => return Err(why),
                 () = tokio::time::sleep(patience) => {
-                    let now = intake.map_or(Ok(0), Intake::stored_chunks)?;
+                    let now = intake.map_or(Ok(0), Intake::stored)?;
                     if now > std::mem::replace(&mut stored, now) {
                         continue;
                     }
@@ -86,6 +87,13 @@ impl Conversation {
     pub(super) async fn hang_up(&mut self, reason: &str) {
         let _ = tokio::time::timeout(LAST_WORD, self.inbox.recv()).await;
         self.link.close(reason).await;
+    }
+}
+
+async fn failed(intake: Option<&Intake>) -> String {
+    match intake {
+        Some(intake) => intake.failed().await,
+        None => std::future::pending().await,
     }
 }
 

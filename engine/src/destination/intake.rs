@@ -1,8 +1,10 @@
 //! What arrives of a workload: its pages, into a store; CRIU's images, into their
-//! directory.
+//! directory; what comes along, into its sink.
 
+use super::along::AlongIntake;
 use super::images::ImageIntake;
 use super::pages::PageIntake;
+use crate::companion::CompanionSink;
 use crate::page_store::PageStore;
 use ferry_transport::link::Link;
 use ferry_transport::units::Bytes;
@@ -16,6 +18,7 @@ pub(super) struct Intake {
     store: Arc<PageStore>,
     pages: PageIntake,
     images: ImageIntake,
+    along: Option<AlongIntake>,
 }
 
 /// The most that may arrive: the workload grows while it moves, so a quarter more
@@ -29,7 +32,25 @@ impl Intake {
     pub(super) fn start(link: Arc<dyn Link>, images: &Path, limit: Bytes) -> Result<Intake, String> {
         let store = Arc::new(PageStore::new(limit).map_err(|error| error.to_string())?);
         let pages = PageIntake::start(link, Arc::clone(&store));
-        Ok(Intake { store, pages, images: ImageIntake::new(images, limit.0) })
+        Ok(Intake { store, pages, images: ImageIntake::new(images, limit.0), along: None })
+    }
+
+    /// Takes the link's stream of blobs too.
+    pub(super) fn take_along(&mut self, link: Arc<dyn Link>, sink: Box<dyn CompanionSink>) {
+        self.along = Some(AlongIntake::start(link, sink));
+    }
+
+    /// What comes along, if anything does.
+    pub(super) fn along(&mut self) -> Option<&mut AlongIntake> {
+        self.along.as_mut()
+    }
+
+    /// Completes when something that comes along cannot be taken.
+    pub(super) async fn failed(&self) -> String {
+        match &self.along {
+            Some(along) => along.failed().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Writes a part of an image.
@@ -48,10 +69,11 @@ impl Intake {
         self.images.finish(state.images)
     }
 
-    /// How many chunks have been stored: that it grows says that the source is at
-    /// work. An error says why no more can be.
-    pub(super) fn stored_chunks(&self) -> Result<u64, String> {
-        self.pages.failure().map_or(Ok(self.pages.chunks()), Err)
+    /// How much has been stored: that it grows says that the source is at work. An
+    /// error says why no more can be.
+    pub(super) fn stored(&self) -> Result<u64, String> {
+        let chunks = self.pages.failure().map_or(Ok(self.pages.chunks()), Err)?;
+        Ok(chunks + self.along.as_ref().map_or(Ok(0), AlongIntake::taken)?)
     }
 
     /// The pages.

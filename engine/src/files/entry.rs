@@ -93,19 +93,10 @@ pub struct ObjectKey {
 }
 
 impl ObjectKey {
-    /// Its file system and number, as `/proc/PID/maps` names it.
-    pub fn mapped(&self) -> MappedFile {
-        MappedFile { device: self.device, inode: self.inode }
+    /// Its number in its file system.
+    pub(super) fn inode(&self) -> u64 {
+        self.inode
     }
-}
-
-/// A file as `/proc/PID/maps` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MappedFile {
-    /// Major and minor number of its file system.
-    pub device: (u32, u32),
-    /// Its inode.
-    pub inode: u64,
 }
 
 /// What `statx` says of an entry: if it is the same again, and was looked at long

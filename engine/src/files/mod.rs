@@ -11,6 +11,7 @@
 
 mod content;
 mod entry;
+mod mapped;
 mod model;
 mod path;
 mod place;
@@ -23,7 +24,7 @@ mod sink;
 mod source;
 mod xattr;
 
-pub use entry::MappedFile;
+pub use mapped::mapped_by;
 pub use settle::{Lives, settle};
 pub use setup::{Existing, Setup, TreeSetup};
 pub use sink::{SyncSink, obstacles};

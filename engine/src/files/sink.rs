@@ -184,10 +184,8 @@ impl CompanionSink for SyncSink {
 
 impl Drop for SyncSink {
     fn drop(&mut self) {
-        if !self.decided
-            && let Err(error) = self.undo()
-        {
-            tracing::warn!(%error);
+        if !self.decided {
+            tracing::error!("directories were left undecided: the next receiver settles them");
         }
     }
 }

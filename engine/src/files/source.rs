@@ -2,7 +2,7 @@
 //! what has, and only that is sent.
 
 use super::content::{Blocks, Change};
-use super::entry::{Device, Kind, MappedFile, Meta, ObjectKey, Stamp};
+use super::entry::{Device, Kind, Meta, ObjectKey, Stamp};
 use super::path::RelPath;
 use super::plan::{How, Plan, plan};
 use super::record::{Record, Summary, Writer, hash};
@@ -20,10 +20,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Tells which files are written without a trace: those that a process has mapped,
-/// shared and writable. A page that is dirty already takes further writes without any
-/// time changing.
-pub type MappedFiles = Box<dyn FnMut() -> HashSet<MappedFile> + Send>;
+/// Tells the inodes of files that are written without a trace: those that a process has
+/// mapped, shared and writable. A page that is dirty already takes further writes
+/// without any time changing. Another file system's of the same number is only read
+/// once too often.
+pub type MappedFiles = Box<dyn FnMut() -> HashSet<u64> + Send>;
 
 /// A directory that comes along.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub struct SyncSource {
     trees: Vec<Tree>,
     mapped: MappedFiles,
     /// Files that were mapped in any round: looked at in every later one.
-    unseen: HashSet<MappedFile>,
+    unseen: HashSet<u64>,
     read_rate: Option<ByteRate>,
     /// Of what was read in the last round, what had to be sent.
     sent_share: f64,
@@ -144,8 +145,8 @@ impl Companion for SyncSource {
     }
 }
 
-fn is_unseen(seen: &Seen, unseen: &HashSet<MappedFile>) -> bool {
-    seen.stamp.is_file() && unseen.contains(&seen.stamp.key.mapped())
+fn is_unseen(seen: &Seen, unseen: &HashSet<u64>) -> bool {
+    seen.stamp.is_file() && unseen.contains(&seen.stamp.key.inode())
 }
 
 /// A failure on the way: of the tree, or of whoever takes what is said.
@@ -195,7 +196,7 @@ impl Tree {
     fn pass(
         &mut self,
         pass: Pass,
-        unseen: &HashSet<MappedFile>,
+        unseen: &HashSet<u64>,
         writer: &mut Writer<'_>,
         tally: &mut Tally,
     ) -> Result<(), PassError> {

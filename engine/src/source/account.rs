@@ -3,7 +3,9 @@
 use super::clock::DowntimeClock;
 use super::plan::SourcePlan;
 use super::state::SourceState;
-use crate::report::{DowntimeReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, ms};
+use crate::report::{
+    DowntimeReport, FilesReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, ms,
+};
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::RestoreMode;
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ pub(super) struct Account {
     pub(super) predicted: Option<Duration>,
     /// What the frozen part took on the wire.
     pub(super) final_bytes: Option<Bytes>,
+    /// What came along beside memory.
+    pub(super) files: Option<FilesReport>,
     /// How long pages followed after Resumed.
     pub(super) brownout: Option<Duration>,
     notes: Vec<String>,
@@ -33,6 +37,7 @@ impl Account {
             rounds: Vec::new(),
             predicted: None,
             final_bytes: None,
+            files: None,
             brownout: None,
             notes,
         }
@@ -124,6 +129,7 @@ impl Account {
             memory_bytes: plan.offer.memory.0,
             wire_bytes: wire.0,
             final_bytes: self.final_bytes.map(|bytes| bytes.0),
+            files: self.files,
             client: None,
             environment: plan.environment.clone(),
             notes: self.notes,

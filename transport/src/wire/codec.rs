@@ -115,6 +115,7 @@ kinds! {
     KeepAlive = 19, Message::KeepAlive,
     Check = 20, Message::Check(_),
     Findings = 21, Message::Findings(_),
+    Along = 22, Message::Along(_),
 }
 
 impl MessageKind {

@@ -7,10 +7,11 @@
 //!   Offer  ------------------------------->
 //!          <-------------------------------  Accepted | Refused
 //!   (pages of round n on page streams)
+//!   Along{blobs} ------------------------->  (where something comes along)
 //!   RoundEnd{n} -------------------------->
 //!          <-------------------------------  RoundAcked{n}          … per round
 //!   Freezing ----------------------------->  (prepares: drop rule, CRIU, pager)
-//!   (final pages)  Image* ---------------->
+//!   (final pages)  Image*  Along{blobs} -->
 //!   FinalState --------------------------->  assembles, restores, holds
 //!          <-------------------------------  Ready | Failed
 //!   Commit ------------------------------->  journals Commit: THE COMMIT POINT
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 /// The protocol's version, apart from the product's: raised when a message or
 /// frame changes meaning. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// A migration's identity, random, chosen by the source. Printed as 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -153,7 +154,7 @@ pub struct RestorerRequest {
     pub kind: String,
     /// What it must know beside images and pages, in a form of its own; at most
     /// [`MAX_SETUP`] bytes.
-    #[serde(with = "byte_array")]
+    #[serde(with = "super::byte_array")]
     pub setup: Vec<u8>,
 }
 
@@ -201,6 +202,10 @@ pub struct Offer {
     pub ports: Vec<PortClaim>,
     /// Whether findings that may be overridden are.
     pub forced: Forced,
+    /// What comes along beside memory, in a form of its own; empty: nothing. At most
+    /// [`MAX_SETUP`] bytes.
+    #[serde(with = "super::byte_array")]
+    pub along: Vec<u8>,
 }
 
 /// The destination's consent.
@@ -345,6 +350,9 @@ pub enum Message {
     Check(Box<Offer>),
     /// Destination: this.
     Findings(Findings),
+    /// Source: so many blobs of what comes along are on their stream, all rounds together.
+    /// What the source says next counts them in.
+    Along(u64),
 }
 
 impl Message {
@@ -372,6 +380,7 @@ impl Message {
             Message::KeepAlive => "KeepAlive",
             Message::Check(_) => "Check",
             Message::Findings(_) => "Findings",
+            Message::Along(_) => "Along",
         }
     }
 }
