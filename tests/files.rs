@@ -8,7 +8,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use support::rig::{FERRY, PATIENCE, PORT, Rig, STATE, migrate, start_receiver};
-use support::trial::end_receiver;
+use support::trial::{end_receiver, state_of};
 
 /// Each host has a /tmp of its own.
 const DATA: &str = "/tmp/data";
@@ -50,6 +50,9 @@ impl Filer {
         let host = self.rig.here();
         // While it stands still, a log has one name.
         host.kill(self.pid, Signal::SIGSTOP).unwrap();
+        while state_of(host, self.pid) != Some('T') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let bad = fs::read_to_string(host.path(format!("{DATA}/bad")));
         let (log, ledger) = (log(host), fs::read(host.path(format!("{DATA}/ledger"))).unwrap_or_default());
         host.kill(self.pid, Signal::SIGCONT).unwrap();
@@ -124,7 +127,8 @@ fn log(host: &Host) -> Vec<u64> {
     logs.retain(|name| name.starts_with("log"));
     logs.sort();
     // The one without a number is the newest.
-    logs.rotate_left(usize::from(logs.first().is_some_and(|name| name == "log")));
+    let newest = usize::from(logs.first().is_some_and(|name| name == "log"));
+    logs.rotate_left(newest);
     let text = logs.iter().map(|name| fs::read_to_string(host.path(format!("{DATA}/{name}"))).unwrap());
     text.collect::<String>().lines().map(|line| line.parse().unwrap()).collect()
 }

@@ -13,8 +13,10 @@ use std::os::fd::AsFd;
 
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 64 << 10;
+/// What is skipped within a block where it is all zeroes.
+pub(super) const PAGE: usize = 4096;
 /// Blocks that are read, and at most told, at a time.
-const WINDOW: u64 = 8;
+pub(super) const WINDOW: u64 = 8;
 
 /// The hash of a block that is not all zeroes. Only the workload itself could make two
 /// of its blocks collide, and would only harm itself.

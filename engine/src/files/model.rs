@@ -76,7 +76,11 @@ impl Model {
         let object = self.next;
         self.next += 1;
         self.contents.insert(object, Content::default());
-        self.add(path, kind, object)
+        let added = self.add(path, kind, object);
+        if added.is_err() {
+            self.contents.remove(&object);
+        }
+        added
     }
 
     /// Another name.

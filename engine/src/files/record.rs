@@ -1,5 +1,6 @@
 //! What a source says of its trees: records, one after another in blobs.
 
+use super::content::{BLOCK, PAGE, WINDOW, is_zero};
 use super::entry::{Kind, Meta};
 use super::path::RelPath;
 use crate::companion::{BlobSink, CompanionError, SinkGone};
@@ -25,12 +26,7 @@ pub(super) enum Record {
     /// Another name of what was kept.
     LinkKept { path: RelPath, number: u64 },
     /// Content of a file.
-    Data {
-        path: RelPath,
-        offset: u64,
-        #[serde(with = "ferry_transport::wire::byte_array")]
-        bytes: Vec<u8>,
-    },
+    Data { path: RelPath, offset: u64, content: Content },
     /// Zeroes in a file.
     Hole { path: RelPath, offset: u64, length: u64 },
     /// A file's length.
@@ -42,6 +38,56 @@ pub(super) enum Record {
     RoundEnd,
     /// Nothing more follows for this tree, which is to be what this says.
     Final(Summary),
+}
+
+/// Whole blocks, pages of zeroes left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Content {
+    length: u32,
+    /// Which pages are left out: a bit each, the lowest first; empty when none is.
+    #[serde(with = "ferry_transport::wire::byte_array")]
+    zero: Vec<u8>,
+    #[serde(with = "ferry_transport::wire::byte_array")]
+    bytes: Vec<u8>,
+}
+
+impl Content {
+    pub(super) fn of(bytes: &[u8]) -> Content {
+        let pages = bytes.chunks(PAGE);
+        let zero: Vec<bool> = pages.clone().map(is_zero).collect();
+        let length = bytes.len() as u32;
+        if !zero.contains(&true) {
+            return Content { length, zero: Vec::new(), bytes: bytes.to_vec() };
+        }
+        let kept = pages.zip(&zero).filter(|(_, zero)| !**zero).flat_map(|(page, _)| page).copied();
+        let bits = zero.chunks(8).map(|eight| {
+            eight.iter().enumerate().fold(0, |byte, (bit, zero)| byte | (u8::from(*zero) << bit))
+        });
+        Content { length, zero: bits.collect(), bytes: kept.collect() }
+    }
+
+    /// The blocks as they were.
+    pub(super) fn expand(self) -> Result<Vec<u8>, CompanionError> {
+        let wrong = || CompanionError::new("the source says what cannot be: blocks that do not add up");
+        let length = self.length as usize;
+        if length > WINDOW as usize * BLOCK as usize {
+            return Err(wrong());
+        }
+        if self.zero.is_empty() {
+            return if self.bytes.len() == length { Ok(self.bytes) } else { Err(wrong()) };
+        }
+        let mut whole = vec![0; length];
+        let mut kept = &self.bytes[..];
+        for (index, page) in whole.chunks_mut(PAGE).enumerate() {
+            let is_zero = self.zero.get(index / 8).ok_or_else(wrong)? >> (index % 8) & 1 == 1;
+            if !is_zero {
+                let (this, rest) = kept.split_at_checked(page.len()).ok_or_else(wrong)?;
+                page.copy_from_slice(this);
+                kept = rest;
+            }
+        }
+        if kept.is_empty() { Ok(whole) } else { Err(wrong()) }
+    }
 }
 
 /// A tree in a few numbers.
@@ -122,4 +168,34 @@ pub(super) fn records(mut blob: &[u8]) -> impl Iterator<Item = Result<Record, Co
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn blocks_come_back_without_having_their_zeroes_sent(
+            pages in prop::collection::vec(0..2u8, 0..40), rest in 0..PAGE
+        ) {
+            let mut blocks: Vec<u8> = pages.iter().flat_map(|with| vec![*with; PAGE]).collect();
+            blocks.extend(vec![1; rest]);
+            let content = Content::of(&blocks);
+            let kept = pages.iter().filter(|with| **with > 0).count() * PAGE + rest;
+            prop_assert_eq!(content.bytes.len(), kept);
+            prop_assert_eq!(content.expand().unwrap(), blocks);
+        }
+
+        #[test]
+        fn what_does_not_add_up_is_refused(
+            length in 0..70_000u32, zero in prop::collection::vec(any::<u8>(), 0..4), bytes in 0..70_000usize
+        ) {
+            let content = Content { length, zero, bytes: vec![1; bytes] };
+            if let Ok(blocks) = content.expand() {
+                prop_assert_eq!(blocks.len(), length as usize);
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Directories at the destination: they grow beside their places, and are put there
 //! when all of it has come and is what the source says.
 
-use super::content::{BLOCK, is_zero};
+use super::content::{BLOCK, PAGE, is_zero};
 use super::entry::{Kind, Meta, Time};
 use super::model::{Model, Times, Was};
 use super::path::RelPath;
@@ -234,13 +234,15 @@ impl Tree {
                 self.model.link_kept(&path, number)?;
                 self.link_kept(&path, number).map_err(|error| self.failed(&path, &error))?;
             }
-            Record::Data { path, offset, bytes } => {
+            Record::Data { path, offset, content } => {
+                let bytes = content.expand()?;
                 let was = self.model.data(&path, offset, &bytes)?;
                 self.write(&path, offset, &bytes, &was).map_err(|error| self.failed(&path, &error))?;
             }
             Record::Hole { path, offset, length } => {
                 self.model.hole(&path, offset, length)?;
-                self.punch(&path, offset, length).map_err(|error| self.failed(&path, &error))?;
+                let punched = self.file(&path).and_then(|file| punch(file, offset, length));
+                punched.map_err(|error| self.failed(&path, &error))?;
             }
             Record::Size { path, size } => {
                 self.model.size(&path, size)?;
@@ -316,45 +318,36 @@ impl Tree {
         Ok(())
     }
 
-    /// Writes blocks; in what was a hole only pages that are not zero, so that it stays
-    /// one where it can.
+    /// Writes blocks; pages that are zero stay, or become, holes.
     fn write(&mut self, path: &RelPath, offset: u64, bytes: &[u8], was: &[Was]) -> io::Result<()> {
-        const PAGE: usize = 4096;
+        let end = offset + bytes.len() as u64;
         let file = self.file(path)?;
         let mut at = offset;
-        let mut written = offset;
         for (block, was) in bytes.chunks(BLOCK as usize).zip(was) {
-            if *was == Was::Data {
-                write_all(file, block, at)?;
-                written = at + block.len() as u64;
-            } else {
-                for (index, page) in block.chunks(PAGE).enumerate() {
-                    if !is_zero(page) {
-                        let from = at + (index * PAGE) as u64;
-                        write_all(file, page, from)?;
-                        written = from + page.len() as u64;
-                    }
+            let mut pages = block.chunks(PAGE);
+            let mut from = 0;
+            // Runs of pages of one sort.
+            while let Some(first) = block.get(from..).filter(|rest| !rest.is_empty()) {
+                let zero = is_zero(&first[..first.len().min(PAGE)]);
+                let alike = pages.clone().take_while(|page| is_zero(page) == zero).count();
+                let run = &first[..first.len().min(alike * PAGE)];
+                match (zero, was) {
+                    (false, _) => write_all(file, run, at + from as u64)?,
+                    (true, Was::Data) => punch(file, at + from as u64, run.len() as u64)?,
+                    (true, Was::Hole) => {}
                 }
+                from += run.len();
+                pages.by_ref().take(alike).for_each(drop);
             }
             at += block.len() as u64;
         }
-        // It ends in a hole.
-        if written < at && rustix::fs::fstat(file)?.st_size < at as i64 {
-            ftruncate(file, at)?;
+        // It may end in a hole.
+        if is_zero(&bytes[(bytes.len() - 1) / PAGE * PAGE..])
+            && (rustix::fs::fstat(file)?.st_size as u64) < end
+        {
+            ftruncate(file, end)?;
         }
         Ok(())
-    }
-
-    fn punch(&mut self, path: &RelPath, offset: u64, length: u64) -> io::Result<()> {
-        let file = self.file(path)?;
-        match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                // Length is at most a block's, and the file may end within it.
-                let size = rustix::fs::fstat(file)?.st_size as u64;
-                write_all(file, &vec![0; length.min(size.saturating_sub(offset)) as usize], offset)
-            }
-            other => Ok(other?),
-        }
     }
 
     /// Owner, attributes, permissions, times: in this order, since each may undo one
@@ -422,6 +415,18 @@ impl Tree {
     }
 }
 
+/// Makes a hole; where the file system has none, writes zeroes.
+fn punch(file: &OwnedFd, offset: u64, length: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            // Length is at most a block's, and the file may end within it.
+            let size = rustix::fs::fstat(file)?.st_size as u64;
+            write_all(file, &vec![0; length.min(size.saturating_sub(offset)) as usize], offset)
+        }
+        other => Ok(other?),
+    }
+}
+
 fn write_all(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::pwrite(file, bytes, at) {
@@ -436,3 +441,7 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "sink_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use super::content::{Blocks, Change};
 use super::entry::{Device, Kind, Meta, ObjectKey, Stamp};
 use super::path::RelPath;
 use super::plan::{How, Plan, plan};
-use super::record::{Record, Summary, Writer, hash};
+use super::record::{Content, Record, Summary, Writer, hash};
 use super::scan::{Look, Seen, now, open_root, scan, stamp_of};
 use super::setup::{Existing, Setup, TreeSetup};
 use super::xattr;
@@ -145,6 +145,13 @@ impl Companion for SyncSource {
     }
 }
 
+/// What entries take on the disk; a file with several names takes it once.
+fn occupied(found: &[Seen]) -> u64 {
+    let mut counted = HashSet::new();
+    let once = |seen: &&Seen| seen.stamp.links == 1 || counted.insert(seen.stamp.key);
+    found.iter().filter(once).map(|seen| seen.occupied).sum()
+}
+
 fn is_unseen(seen: &Seen, unseen: &HashSet<u64>) -> bool {
     seen.stamp.is_file() && unseen.contains(&seen.stamp.key.inode())
 }
@@ -173,12 +180,8 @@ impl Tree {
         let failed = |error: io::Error| CompanionError::new(format!("{}: {error}", path.display()));
         let root = open_root(&path).map_err(failed)?;
         let found = scan(&root, Look::All).map_err(failed)?;
-        let setup = TreeSetup {
-            path: there,
-            existing,
-            names: found.len() as u64 - 1,
-            bytes: found.iter().map(|seen| seen.occupied).sum(),
-        };
+        let setup =
+            TreeSetup { path: there, existing, names: found.len() as u64 - 1, bytes: occupied(&found) };
         Ok(Tree { path, setup, root, known: Vec::new(), contents: HashMap::new(), digest: 0 })
     }
 
@@ -300,12 +303,10 @@ impl Telling<'_, '_> {
             let Some(told) = self.content(seen)? else { return Ok(()) };
             told
         } else {
-            let Some(kind_stat) = self.stat(seen)? else { return Ok(()) };
-            (Stamp::of(&kind_stat), kind_stat, None, true)
+            let Some(stat) = self.stat(seen)? else { return Ok(()) };
+            // Names that came into a directory after it was listed show by its old stamp.
+            (seen.stamp, stat, None, Stamp::of(&stat) == seen.stamp)
         };
-        if stamp.key != seen.stamp.key || !stamp.same_type(&seen.stamp) {
-            return Ok(());
-        }
         let Some(kind) = self.kind(seen)? else { return Ok(()) };
         let Some(xattrs) = self.xattrs(seen)? else { return Ok(()) };
         let meta = Meta {
@@ -347,7 +348,7 @@ impl Telling<'_, '_> {
         let read = blocks.update(&file, stamp.size, |change| {
             let path = path.clone();
             let record = match change {
-                Change::Data { offset, bytes } => Record::Data { path, offset, bytes: bytes.to_vec() },
+                Change::Data { offset, bytes } => Record::Data { path, offset, content: Content::of(bytes) },
                 Change::Hole { offset, length } => Record::Hole { path, offset, length },
                 Change::Size(size) => Record::Size { path, size },
             };
