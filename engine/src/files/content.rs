@@ -34,7 +34,7 @@ pub(super) struct Blocks {
 pub(super) enum Change<'a> {
     /// Bytes at an offset; the file grows where they are beyond its end.
     Data { offset: u64, bytes: &'a [u8] },
-    /// Nothing but zeroes there, within the file.
+    /// Nothing but zeroes there, within a block that the file has; it may end in it.
     Hole { offset: u64, length: u64 },
     /// So many bytes long.
     Size(u64),
@@ -64,7 +64,7 @@ impl Blocks {
     pub(super) fn resize(&mut self, size: u64) {
         if size < self.size {
             self.hashes.split_off(&size.div_ceil(BLOCK));
-            if size % BLOCK != 0
+            if !size.is_multiple_of(BLOCK)
                 && let Some(last) = self.hashes.get_mut(&(size / BLOCK))
             {
                 *last = BlockHash::default();
@@ -231,7 +231,8 @@ mod tests {
                     sent += bytes.len() as u64;
                 }
                 Change::Hole { offset, length } => {
-                    copy[offset as usize..(offset + length) as usize].fill(0);
+                    let end = copy.len().min((offset + length) as usize);
+                    copy[offset as usize..end].fill(0);
                 }
                 Change::Size(size) => copy.resize(size as usize, 0),
             }

@@ -135,7 +135,7 @@ impl Model {
         let blocks = self.file(path)?;
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= i64::MAX as u64);
         let end = end.ok_or_else(|| illegal(path, "cannot be so long"))?;
-        if offset % BLOCK != 0 || bytes.is_empty() {
+        if !offset.is_multiple_of(BLOCK) || bytes.is_empty() {
             return Err(illegal(path, "is not told in blocks"));
         }
         let mut was = Vec::new();
@@ -152,7 +152,7 @@ impl Model {
     pub(super) fn hole(&mut self, path: &RelPath, offset: u64, length: u64) -> Checked<()> {
         let blocks = self.file(path)?;
         let within = offset.checked_add(length).is_some_and(|end| end <= blocks.size.next_multiple_of(BLOCK));
-        if offset % BLOCK != 0 || length == 0 || length > BLOCK || !within {
+        if !offset.is_multiple_of(BLOCK) || length == 0 || length > BLOCK || !within {
             return Err(illegal(path, "is not told in blocks"));
         }
         blocks.hashes.remove(&(offset / BLOCK));
