@@ -1,8 +1,8 @@
 //! What is in a tree now: every entry with its stamp, in path order.
 //!
 //! Opened name by name below the root's descriptor, so that no link, and no directory
-//! that is exchanged for one meanwhile, leads out of the tree. Costs about a
-//! microsecond for an entry whose inode is cached; content and attributes are not read.
+//! that is exchanged for one meanwhile, leads out of the tree. Costs one or
+//! two microseconds for an entry whose inode is cached; content and attributes are not read.
 
 use super::entry::{Stamp, Time};
 use super::path::RelPath;
