@@ -4,10 +4,10 @@ mod support;
 
 use support::trial::Deed::{self, *};
 use support::trial::Ends::*;
-use support::trial::{At, Trial};
+use support::trial::{At, Fate, Kept, Oom, Trial};
 
 /// Every place at the source, in the order of a migration.
-const AT_SOURCE: [&str; 14] = [
+const AT_SOURCE: [&str; 15] = [
     "before-send:Hello",
     "after-receive:Hello",
     "before-send:Offer",
@@ -16,6 +16,7 @@ const AT_SOURCE: [&str; 14] = [
     "after-receive:RoundAcked",
     "before-send:Freezing",
     "after-send:Freezing",
+    "after-receive:TakenOver",
     "after-send:Image",
     "before-send:FinalState",
     "after-send:FinalState",
@@ -25,12 +26,13 @@ const AT_SOURCE: [&str; 14] = [
 ];
 
 /// Every place at the destination.
-const AT_DESTINATION: [&str; 12] = [
+const AT_DESTINATION: [&str; 13] = [
     "after-receive:Hello",
     "after-receive:Offer",
     "before-send:Accepted",
     "after-receive:RoundEnd",
     "after-receive:Freezing",
+    "before-send:TakenOver",
     "after-receive:Image",
     "after-receive:FinalState",
     "before-send:RoundAcked",
@@ -170,6 +172,45 @@ fn the_destination_has_no_room_and_somebody_is_in_the_way() {
     trial.goes_wrong(At::Source, "before-send:FinalState", TakePid, Here);
     for place in ["after-receive:Accepted", "before-send:Freezing", "after-receive:Ready"] {
         trial.goes_wrong(At::Source, place, MigrateAgain, There);
+    }
+    trial.finish();
+}
+
+#[test]
+fn a_file_of_the_workload_changes_at_the_destination() {
+    let Some(mut trial) = Trial::new("faults-file") else { return };
+    // After the pre-flight has seen it, and before CRIU opens it.
+    for (file, fate) in [
+        (Kept::Open, Fate::Removed),
+        (Kept::Open, Fate::Cut),
+        (Kept::Mapped, Fate::Removed),
+        (Kept::Mapped, Fate::Cut),
+    ] {
+        trial.goes_wrong(At::Destination, "before-send:Accepted", Spoil(file, fate), Here);
+        trial.goes_wrong(At::Destination, "after-receive:FinalState", Spoil(file, fate), Here);
+    }
+    // Restored, it has them.
+    trial.goes_wrong(At::Destination, "before-send:Ready", Spoil(Kept::Open, Fate::Removed), There);
+    trial.finish();
+}
+
+#[test]
+fn the_destination_has_no_memory_for_what_the_workload_became() {
+    let Some(mut trial) = Trial::new("faults-memory") else { return };
+    trial.limit_memory(Some("160M"));
+    // In round 0, in a later one, and in the last.
+    for place in
+        ["after-receive:Accepted", "before-send:RoundEnd", "after-receive:RoundAcked", "before-send:Freezing"]
+    {
+        trial.goes_wrong(At::Source, place, Outgrow, Here);
+    }
+    trial.limit_memory(None);
+    if Oom::can_be() {
+        for oom in [Oom::Refuses, Oom::Kills] {
+            for place in ["before-send:Accepted", "after-receive:RoundEnd"] {
+                trial.goes_wrong(At::Destination, place, Starve(oom), Here);
+            }
+        }
     }
     trial.finish();
 }

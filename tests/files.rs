@@ -8,7 +8,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use support::rig::{FERRY, PATIENCE, PORT, Rig, STATE, migrate, start_receiver};
-use support::trial::{end_receiver, state_of};
+use support::trial::end_receiver;
+use support::trial::proof::state_of;
 
 /// Each host has a /tmp of its own.
 const DATA: &str = "/tmp/data";

@@ -14,7 +14,7 @@ use ferry_engine::memory::native::{DescendantSet, NativeSource};
 use ferry_engine::memory::{MemorySource, PageSink, SinkClosed};
 use ferry_engine::page_store::PageStore;
 use ferry_engine::target::process::{Criu, ProcessRestorer};
-use ferry_engine::target::{HeldDump, RestorePlan, Restorer, Target};
+use ferry_engine::target::{RestorePlan, Restorer};
 use ferry_transport::page::{PageChunk, Round};
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::{FinalSpace, RestoreMode, TcpMode};
@@ -23,17 +23,6 @@ use std::time::Duration;
 
 fn lazy_criu(directory: &Path) -> Option<Criu> {
     criu(directory).map(|criu| Criu { shim: None, ..criu })
-}
-
-fn new_directory(parent: &Path, name: &str) -> PathBuf {
-    let path = parent.join(name);
-    std::fs::create_dir(&path).unwrap();
-    path
-}
-
-fn held(child: &Counter, criu: &Criu, images: &Path) -> Box<dyn HeldDump> {
-    let mut target = target(child, criu);
-    target.freeze(images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap()
 }
 
 /// Sees that the images hold no pages but those of the mappings that CRIU always dumps.
@@ -61,7 +50,7 @@ fn a_lazy_dump_rolls_back_and_leaves_no_lock() {
     count(&file);
     for pinned in [false, true, false] {
         let images = tempfile::tempdir_in(directory.path()).unwrap();
-        let mut held = held(&child, &criu, images.path());
+        let mut held = held(target(&child, &criu), images.path());
         let standing = count(&file);
         holds_no_pages(images.path());
         if pinned {
@@ -86,7 +75,7 @@ fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
     let before = mappings();
     for pinned in [false, true] {
         let images = tempfile::tempdir_in(directory.path()).unwrap();
-        let mut held = held(&child, &criu, images.path());
+        let mut held = held(target(&child, &criu), images.path());
         if pinned {
             held.pin().unwrap();
         }
@@ -112,7 +101,7 @@ fn an_engine_that_is_gone_leaves_a_running_workload() {
     let (child, file) = counter(directory.path());
     count(&file);
     let images = new_directory(directory.path(), "images");
-    let held = held(&child, &criu, &images);
+    let held = held(target(&child, &criu), &images);
     let standing = count(&file);
     // All that CRIU sees of an engine's end.
     drop(held);
@@ -141,7 +130,7 @@ fn a_lazily_dumped_workload_moves_with_the_pages_that_ferry_read() {
     let set = Box::new(DescendantSet::of(pid as i32).unwrap());
     let mut memory = NativeSource::new(set, PathBuf::from(env!("CARGO_BIN_EXE_ferry-engine-helper")));
     let store = PageStore::new(Bytes(1 << 30)).unwrap();
-    let held = held(&child, &criu, &images);
+    let held = held(target(&child, &criu), &images);
     let standing = count(&file);
     let (_, spaces) = memory.finish(Round(0), &mut Into(&store)).unwrap();
     held.commit().unwrap();
@@ -157,7 +146,7 @@ fn a_lazily_dumped_workload_moves_with_the_pages_that_ferry_read() {
     let copy = ProcessRestorer::new(criu).restore(&plan).unwrap();
     let tasks = copy.tasks();
     assert_eq!(count(&file), standing, "held");
-    copy.release().unwrap();
+    copy.release(&mut || ()).unwrap();
     goes_on_from(&file, standing);
     for task in tasks {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(task.pid), nix::sys::signal::SIGKILL).unwrap();
@@ -191,7 +180,7 @@ fn a_criu_without_preloading_is_found_out_and_used_otherwise() {
     let (child, file) = counter(directory.path());
     count(&file);
     let images = new_directory(directory.path(), "images");
-    let held = held(&child, &found.criu(), &images);
+    let held = held(target(&child, &found.criu()), &images);
     let standing = count(&file);
     holds_no_pages(&images);
     held.roll_back().unwrap();

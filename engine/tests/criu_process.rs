@@ -16,13 +16,12 @@ use std::time::Duration;
 fn a_rolled_back_dump_leaves_the_workload_running() {
     let directory = tempfile::tempdir().unwrap();
     let Some(criu) = criu(directory.path()) else { return };
-    let (mut child, file) = counter(directory.path());
+    let (child, file) = counter(directory.path());
     count(&file);
-    let images = directory.path().join("images");
-    std::fs::create_dir(&images).unwrap();
+    let images = new_directory(directory.path(), "images");
     let mut target = target(&child, &criu);
     for pinned in [false, true] {
-        let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+        let frozen = target.freeze(&images, TcpMode::Established, PATIENCE).unwrap();
         let mut held = frozen.hold().unwrap();
         let standing = count(&file);
         if pinned {
@@ -35,22 +34,17 @@ fn a_rolled_back_dump_leaves_the_workload_running() {
         no_lock_is_left(&images);
         goes_on_from(&file, standing);
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
 fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
     let directory = tempfile::tempdir().unwrap();
     let Some(criu) = criu(directory.path()) else { return };
-    let (mut child, file) = counter(directory.path());
+    let (child, file) = counter(directory.path());
     count(&file);
     for pinned in [false, true] {
-        let images = directory.path().join(format!("images-{pinned}"));
-        std::fs::create_dir(&images).unwrap();
-        let mut target = target(&child, &criu);
-        let mut held =
-            target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+        let images = new_directory(directory.path(), &format!("images-{pinned}"));
+        let mut held = held(target(&child, &criu), &images);
         if pinned {
             held.pin().unwrap();
         }
@@ -66,8 +60,6 @@ fn a_killed_criu_leaves_a_running_workload_or_a_pinned_one() {
         no_lock_is_left(&images);
         goes_on_from(&file, standing);
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
@@ -76,13 +68,9 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
     let Some(criu) = criu(directory.path()) else { return };
     let (mut child, file) = counter(directory.path());
     count(&file);
-    let images = directory.path().join("images");
-    let work = directory.path().join("work");
-    std::fs::create_dir(&images).unwrap();
-    std::fs::create_dir(&work).unwrap();
+    let (images, work) = (new_directory(directory.path(), "images"), new_directory(directory.path(), "work"));
     let set = DescendantSet::of(child.id() as i32).unwrap();
-    let mut target = target(&child, &criu).with_pages(PagePayload::Criu);
-    let held = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    let held = held(target(&child, &criu).with_pages(PagePayload::Criu), &images);
     let pids: Vec<u32> =
         ferry_engine::memory::ProcessSet::processes(&set).unwrap().iter().map(|pid| *pid as u32).collect();
     let standing = count(&file);
@@ -109,7 +97,7 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
 
     let copy = restorer.restore(&plan).unwrap();
     let tasks = copy.tasks();
-    match copy.release() {
+    match copy.release(&mut || ()) {
         Ok(()) => {}
         Err(ReleaseError::NeverRan(error) | ReleaseError::Unknown(error)) => panic!("{error}"),
     }
@@ -132,21 +120,19 @@ fn an_object_without_effect_is_noticed_before_anything_is_lost() {
     let (child, file) = counter(directory.path());
     for (number, shim) in [idle, garbage].into_iter().enumerate() {
         let standing = count(&file);
-        let images = directory.path().join(format!("images-{number}"));
-        std::fs::create_dir(&images).unwrap();
+        let images = new_directory(directory.path(), &format!("images-{number}"));
         let useless = Criu { shim: Some(shim), ..criu.clone() };
         let mut target = target(&child, &useless).with_pages(PagePayload::Ferry);
-        let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+        let frozen = target.freeze(&images, TcpMode::Established, PATIENCE).unwrap();
         let error = frozen.hold().err().expect("the dump is refused").to_string();
         assert!(error.contains("was told to leave them"), "{error}");
         no_lock_is_left(&images);
         goes_on_from(&file, standing);
     }
     // It is as it was: the next dump, with the real one, succeeds.
-    let images = directory.path().join("images");
-    std::fs::create_dir(&images).unwrap();
+    let images = new_directory(directory.path(), "images");
     let mut target = target(&child, &criu);
-    let frozen = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap();
+    let frozen = target.freeze(&images, TcpMode::Established, PATIENCE).unwrap();
     let standing = count(&file);
     frozen.hold().unwrap().roll_back().unwrap();
     goes_on_from(&file, standing);
@@ -156,26 +142,21 @@ fn an_object_without_effect_is_noticed_before_anything_is_lost() {
 fn a_stopped_workload_stays_stopped_after_a_roll_back() {
     let directory = tempfile::tempdir().unwrap();
     let Some(criu) = criu(directory.path()) else { return };
-    let (mut child, file) = counter(directory.path());
+    let (child, file) = counter(directory.path());
     count(&file);
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     while state_of(pid.as_raw()) != 'T' {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let images = directory.path().join("images");
-    std::fs::create_dir(&images).unwrap();
-    let mut target = target(&child, &criu);
-    let mut held =
-        target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    let images = new_directory(directory.path(), "images");
+    let mut held = held(target(&child, &criu), &images);
     held.pin().unwrap();
     held.roll_back().unwrap();
     assert_eq!(state_of(pid.as_raw()), 'T');
     let standing = count(&file);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
     goes_on_from(&file, standing);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 fn state_of(pid: i32) -> char {
@@ -187,21 +168,16 @@ fn state_of(pid: i32) -> char {
 fn a_pin_after_criu_died_is_refused_and_the_workload_runs_on() {
     let directory = tempfile::tempdir().unwrap();
     let Some(criu) = criu(directory.path()) else { return };
-    let (mut child, file) = counter(directory.path());
+    let (child, file) = counter(directory.path());
     count(&file);
-    let images = directory.path().join("images");
-    std::fs::create_dir(&images).unwrap();
-    let mut target = target(&child, &criu);
-    let mut held =
-        target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    let images = new_directory(directory.path(), "images");
+    let mut held = held(target(&child, &criu), &images);
     kill_criu_of(&images);
     goes_on_from(&file, count(&file));
     let error = held.pin().unwrap_err().to_string();
     assert!(error.contains("CRIU died"), "{error}");
     held.roll_back().unwrap();
     goes_on_from(&file, count(&file));
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
@@ -210,12 +186,9 @@ fn a_copy_whose_criu_was_killed_never_ran_and_is_gone() {
     let Some(criu) = criu(directory.path()) else { return };
     let (mut child, file) = counter(directory.path());
     count(&file);
-    let (images, work) = (directory.path().join("images"), directory.path().join("work"));
-    std::fs::create_dir(&images).unwrap();
-    std::fs::create_dir(&work).unwrap();
+    let (images, work) = (new_directory(directory.path(), "images"), new_directory(directory.path(), "work"));
     let pids = vec![child.id()];
-    let mut target = target(&child, &criu).with_pages(PagePayload::Criu);
-    let held = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    let held = held(target(&child, &criu).with_pages(PagePayload::Criu), &images);
     held.commit().unwrap();
     child.wait().unwrap();
     let standing = count(&file);
@@ -224,7 +197,7 @@ fn a_copy_whose_criu_was_killed_never_ran_and_is_gone() {
     let copy = ProcessRestorer::new(criu).restore(&plan).unwrap();
     let tasks = copy.tasks();
     kill_process_with_open(&work.join("restore.log"));
-    match copy.release() {
+    match copy.release(&mut || ()) {
         Err(ReleaseError::NeverRan(_)) => {}
         other => panic!("{other:?}"),
     }
@@ -243,10 +216,8 @@ fn another_users_process_is_dumped_without_the_right_to_set_its_limits() {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    let images = directory.path().join("images");
-    std::fs::create_dir(&images).unwrap();
-    let mut target = target(&child, &criu);
-    let held = target.freeze(&images, TcpMode::Established, Duration::from_secs(10)).unwrap().hold().unwrap();
+    let images = new_directory(directory.path(), "images");
+    let held = held(target(&child, &criu), &images);
     held.roll_back().unwrap();
     assert!(child.try_wait().unwrap().is_none(), "it lives on");
     child.kill().unwrap();

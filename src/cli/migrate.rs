@@ -15,7 +15,9 @@ use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
 use ferry_engine::source::keeper::Keeper;
-use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, dump_cost, recovery};
+use ferry_engine::source::{
+    Finished, LocalCost, Source, SourceNetwork, SourceParts, SourcePlan, TreeCost, recovery,
+};
 use ferry_engine::strategy::registry;
 use ferry_engine::target::Target;
 use ferry_engine::target::process::ProcessTarget;
@@ -50,7 +52,7 @@ pub struct Options {
     #[arg(long, default_value = "100ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     downtime: Duration,
     /// The longest that the rounds may take together.
-    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = humantime::parse_duration)]
     deadline: Duration,
     /// The longest that the workload may stand still before the commit.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -117,7 +119,7 @@ pub fn run(options: Options) -> Result<End> {
     let id = MigrationId(rand_id()?);
     let found = host::criu(moved.criu.as_deref())?;
     notes.extend(found.fallback());
-    let smaps_walk = dump_cost::smaps_walk(&set.processes()?);
+    let tree = TreeCost::measure(&set.processes()?);
     let target = ProcessTarget::new(pid, found.criu(), Arc::new(DescendantSet::of(pid)?))?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
@@ -149,10 +151,11 @@ pub fn run(options: Options) -> Result<End> {
         deadline: options.deadline,
         freeze_deadline: options.freeze_deadline,
         doubt_patience: options.doubt_patience,
-        // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
-        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us)
-            + smaps_walk
-            + found.pinning_cost(offer.memory),
+        tree,
+        local_cost: LocalCost {
+            freeze: Duration::from_micros(found.test.freeze_us),
+            dump: Duration::from_micros(found.test.dump_us) + found.pinning_cost(offer.memory),
+        },
         offer,
         streams: options.streams as usize,
         tracker: "native".into(),

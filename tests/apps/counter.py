@@ -3,11 +3,14 @@
 Serves lines over TCP: "N" is answered "N COUNT ok" (COUNT: requests of this
 connection), or "N COUNT bad: REASON" when any part of it is wrong. With a
 WITNESS file it also appends step after step to it: a step that is missing there
-was lost, and one that is there twice was run twice. A line "do DEED" makes it
-fork, exec, exit, grow or end the last child, and is answered when that is done.
-Usage: counter.py ADDRESS PORT [WITNESS]
+was lost, and one that is there twice was run twice. It keeps the file OPEN open and
+MAPPED mapped, which have the same content. A line "do DEED" makes it fork, exec,
+exit, grow, shrink, check what it grew by, or end the last child, and is answered
+when that is done.
+Usage: counter.py ADDRESS PORT [WITNESS [OPEN MAPPED]]
 """
 import hashlib
+import mmap
 import os
 import signal
 import socket
@@ -16,7 +19,7 @@ import threading
 import time
 
 wrong = []
-ballast, forked, ended = [], [], set()
+ballast, forked, ended, kept = [], [], set(), []
 
 
 def worker(number):
@@ -93,7 +96,14 @@ def do(deed):
     """Changes what there is to be moved."""
     name, _, amount = deed.partition(" ")
     if name == "grow":
-        ballast.append(os.urandom(int(amount) << 20))
+        grown = os.urandom(int(amount) << 20)
+        ballast.append((grown, hashlib.sha256(grown).digest()))
+    elif name == "shrink":
+        ballast.clear()
+    elif name == "check":
+        for grown, digest in ballast:
+            if hashlib.sha256(grown).digest() != digest:
+                wrong.append(f"{len(grown)} bytes of ballast")
     elif name == "exit":
         os._exit(0)
     elif name in ("fork", "exec"):
@@ -101,7 +111,7 @@ def do(deed):
         pid = os.fork()
         if pid == 0:
             # Memory of its own, touched before it says that it is there.
-            ballast.append(os.urandom(4 << 20))
+            ballast.append((os.urandom(4 << 20), b""))
             if name == "exec":
                 theirs.set_inheritable(True)
                 os.dup2(theirs.fileno(), 0)
@@ -123,10 +133,12 @@ def serve(connection):
         for line in lines:
             if line.startswith("do "):
                 do(line[3:].strip())
-                lines.write("done\n")
+                lines.write("done\n" if not wrong else f"bad: {wrong}\n")
                 lines.flush()
                 continue
             count += 1
+            if kept and kept[1][:] != os.pread(kept[0], len(kept[1]), 0):
+                wrong.append("the files differ")
             state = "ok" if not wrong else "bad: " + "; ".join(wrong)
             lines.write(f"{line.strip()} {count} {state}\n")
             lines.flush()
@@ -149,6 +161,10 @@ def main():
         threading.Thread(target=worker, args=(number,), daemon=True).start()
     if len(sys.argv) > 3:
         threading.Thread(target=witness, args=(sys.argv[3],), daemon=True).start()
+    if len(sys.argv) > 5:
+        kept.append(os.open(sys.argv[4], os.O_RDONLY))
+        with open(sys.argv[5], "rb") as file:
+            kept.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
     server = socket.create_server((sys.argv[1], int(sys.argv[2])))
     while True:
         connection, _ = server.accept()

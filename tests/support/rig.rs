@@ -206,11 +206,21 @@ impl Rig {
 
 /// Starts `ferry receive` on a host, and waits until it listens.
 pub fn start_receiver<'lab>(host: &'lab Host, breakpoint: Option<&str>) -> Result<Process<'lab>> {
+    start_receiver_with(host, breakpoint, &[])
+}
+
+/// The same with further arguments.
+pub fn start_receiver_with<'lab>(
+    host: &'lab Host,
+    breakpoint: Option<&str>,
+    more: &[&str],
+) -> Result<Process<'lab>> {
     let listen = SocketAddr::from((host.address(), PORT)).to_string();
     let log = "/run/receive.log";
     let _ = fs::remove_file(host.path(log));
     let mut program = Program::new(FERRY)
         .args(["receive", "--listen", &listen, "--state", STATE])
+        .args(more.iter().copied())
         .env("FERRY_LOG", "ferry_engine=debug")
         .stdout(log)
         .stderr(log);

@@ -1,10 +1,11 @@
 //! Peers that are trusted and misbehave, peers that vanish, and what a close owes.
 
+mod support;
+
 use bytes::{Bytes, BytesMut};
 use ferry_transport::link::{Connector, Link, LinkError};
 use ferry_transport::page::{PAGE_SIZE, PageAddr, PageChunk, Round, Run, RunKind, SpaceId};
-use ferry_transport::quic::trust::{Peer, Role};
-use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, QuicListener, Trust};
+use ferry_transport::quic::{LinkOptions, QuicListener};
 use ferry_transport::wire::compress::Encoding;
 use ferry_transport::wire::control::Message;
 use ferry_transport::wire::{codec, frame};
@@ -15,35 +16,10 @@ use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-struct Host {
-    identity: Identity,
-    trust: Trust,
-    state: tempfile::TempDir,
-}
-
-fn host() -> Host {
-    let state = tempfile::tempdir().unwrap();
-    let identity = Identity::load_or_create(state.path()).unwrap();
-    Host { identity, trust: Trust::open(state.path()), state }
-}
-
-fn introduce(source: &Host, destination: &Host) {
-    let peer =
-        |host: &Host, role| Peer { name: "peer".into(), fingerprint: host.identity.fingerprint(), role };
-    source.trust.add(&peer(destination, Role::Receiver)).unwrap();
-    destination.trust.add(&peer(source, Role::Sender)).unwrap();
-}
+use support::{Host, connector, host, introduce, listen};
 
 fn options() -> LinkOptions {
     LinkOptions { idle_timeout: Duration::from_secs(2), ..LinkOptions::default() }
-}
-
-fn listen(host: &Host) -> (QuicListener, SocketAddr) {
-    let any = ([127, 0, 0, 1], 0).into();
-    let listener = QuicListener::bind(any, &host.identity, host.trust.clone(), options()).unwrap();
-    let address = listener.local_address().unwrap();
-    (listener, address)
 }
 
 /// Takes any server: the misbehaving one is the client.
@@ -110,7 +86,7 @@ async fn raw_client(who: Option<&Host>, to: SocketAddr) -> Result<quinn::Connect
 async fn intruder() -> (quinn::Connection, quinn::SendStream, Box<dyn Link>, (QuicListener, Host, Host)) {
     let (source, destination) = (host(), host());
     introduce(&source, &destination);
-    let (listener, to) = listen(&destination);
+    let (listener, to) = listen(&destination, &options());
     let connection = raw_client(Some(&source), to).await.unwrap();
     let (mut send, recv) = connection.open_bi().await.unwrap();
     send.write_all(&[0; 17]).await.unwrap();
@@ -187,7 +163,7 @@ async fn a_page_stream_of_nonsense_is_a_protocol_error() {
 async fn strangers_and_false_preambles_leave_the_listener_at_work() {
     let (source, destination, stranger) = (host(), host(), host());
     introduce(&source, &destination);
-    let (listener, to) = listen(&destination);
+    let (listener, to) = listen(&destination, &options());
     for who in [None, Some(&stranger)] {
         // In TLS 1.3 the client may be done before it learns that it was refused.
         let refused = match raw_client(who, to).await {
@@ -208,7 +184,7 @@ async fn strangers_and_false_preambles_leave_the_listener_at_work() {
     send.write_all(&[9; 17]).await.unwrap();
     assert!(matches!(connection.closed().await, quinn::ConnectionError::ApplicationClosed(_)));
 
-    let connector = QuicConnector::new(to, source.identity.clone(), source.trust.clone(), options());
+    let connector = connector(&source, to, &options());
     let (here, there) = tokio::join!(connector.connect(), listener.accept());
     let (mut say, _hear) = here.unwrap().control().await.unwrap();
     say.send(&Message::Freezing).await.unwrap();
@@ -219,8 +195,8 @@ async fn strangers_and_false_preambles_leave_the_listener_at_work() {
 async fn what_was_said_before_a_close_arrives() {
     let (source, destination) = (host(), host());
     introduce(&source, &destination);
-    let (listener, to) = listen(&destination);
-    let connector = QuicConnector::new(to, source.identity.clone(), source.trust.clone(), options());
+    let (listener, to) = listen(&destination, &options());
+    let connector = connector(&source, to, &options());
     for n in 0..10u32 {
         let (here, there) = tokio::join!(connector.connect(), listener.accept());
         let (here, there) = (here.unwrap(), there.unwrap());
@@ -256,8 +232,8 @@ fn a_peer_that_vanishes_is_lost_on_every_stream() {
     introduce(&source, &destination);
     let here = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let there = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (listener, to) = there.block_on(async { listen(&destination) });
-    let connector = QuicConnector::new(to, source.identity.clone(), source.trust.clone(), options());
+    let (listener, to) = there.block_on(async { listen(&destination, &options()) });
+    let connector = connector(&source, to, &options());
     let alive = here.block_on(async {
         let link = connector.connect().await.unwrap();
         let (mut say, hear) = link.control().await.unwrap();

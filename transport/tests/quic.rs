@@ -1,36 +1,17 @@
 //! Links over real QUIC on loopback.
 
+mod support;
+
 use bytes::Bytes;
 use ferry_transport::link::{Connector, Link, LinkError};
 use ferry_transport::page::{PAGE_SIZE, PageAddr, PageChunk, Round, Run, RunKind, SpaceId};
 use ferry_transport::quic::pair::{Code, Pairing, join};
-use ferry_transport::quic::trust::{Peer, Role};
-use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, QuicListener, Trust};
+use ferry_transport::quic::trust::Role;
+use ferry_transport::quic::{LinkOptions, QuicListener};
 use ferry_transport::wire::compress::Compression;
 use ferry_transport::wire::control::Message;
-use std::net::SocketAddr;
 use std::time::Duration;
-
-struct Host {
-    identity: Identity,
-    trust: Trust,
-    _state: tempfile::TempDir,
-}
-
-fn host() -> Host {
-    let state = tempfile::tempdir().unwrap();
-    let identity = Identity::load_or_create(state.path()).unwrap();
-    Host { identity, trust: Trust::open(state.path()), _state: state }
-}
-
-fn know(who: &Host, whom: &Host, role: Role) {
-    let fingerprint = whom.identity.fingerprint();
-    who.trust.add(&Peer { name: "peer".into(), fingerprint, role }).unwrap();
-}
-
-fn loopback() -> SocketAddr {
-    ([127, 0, 0, 1], 0).into()
-}
+use support::{Host, connector, host, introduce, know, listen, loopback};
 
 fn options(connections: usize, compression: Compression) -> LinkOptions {
     LinkOptions { connections, compression, idle_timeout: Duration::from_secs(2), limiter: None }
@@ -38,13 +19,9 @@ fn options(connections: usize, compression: Compression) -> LinkOptions {
 
 async fn linked(options: LinkOptions) -> (Box<dyn Link>, Box<dyn Link>, QuicListener, Host, Host) {
     let (source, destination) = (host(), host());
-    know(&source, &destination, Role::Receiver);
-    know(&destination, &source, Role::Sender);
-    let listener =
-        QuicListener::bind(loopback(), &destination.identity, destination.trust.clone(), options.clone())
-            .unwrap();
-    let to = listener.local_address().unwrap();
-    let connector = QuicConnector::new(to, source.identity.clone(), source.trust.clone(), options);
+    introduce(&source, &destination);
+    let (listener, to) = listen(&destination, &options);
+    let connector = connector(&source, to, &options);
     let (here, there) = tokio::join!(connector.connect(), listener.accept());
     (here.unwrap(), there.unwrap(), listener, source, destination)
 }
@@ -110,11 +87,8 @@ async fn strangers_are_refused_on_either_side() {
             know(&destination, &source, Role::Sender);
         }
         let options = options(1, Compression::Off);
-        let listener =
-            QuicListener::bind(loopback(), &destination.identity, destination.trust.clone(), options.clone())
-                .unwrap();
-        let to = listener.local_address().unwrap();
-        let connector = QuicConnector::new(to, source.identity.clone(), source.trust.clone(), options);
+        let (listener, to) = listen(&destination, &options);
+        let connector = connector(&source, to, &options);
         // In TLS 1.3 the client may be done before it learns that it was refused.
         let refused = match connector.connect().await {
             Err(error) => error,
@@ -136,11 +110,8 @@ async fn a_role_is_a_limit() {
     know(&source, &destination, Role::Receiver);
     know(&destination, &source, Role::Receiver);
     let options = options(1, Compression::Off);
-    let listener =
-        QuicListener::bind(loopback(), &destination.identity, destination.trust.clone(), options.clone())
-            .unwrap();
-    let to = listener.local_address().unwrap();
-    let connector = QuicConnector::new(to, source.identity.clone(), source.trust.clone(), options);
+    let (_listener, to) = listen(&destination, &options);
+    let connector = connector(&source, to, &options);
     let refused = match connector.connect().await {
         Err(error) => error,
         Ok(link) => link.control().await.unwrap().1.recv().await.unwrap_err(),

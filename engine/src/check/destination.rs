@@ -26,6 +26,8 @@ pub struct LocalFacts {
     pub memory_available: Bytes,
     /// Where journals and images go.
     pub places: Vec<PathBuf>,
+    /// Of these, where images go: for an eager restore all of memory.
+    pub images: Option<PathBuf>,
     /// The hard limits that a copy can be given; `None` where any can.
     pub limits: Option<HardLimits>,
     /// Whether pages may follow after the restore.
@@ -136,14 +138,32 @@ fn memory(offer: &Offer, here: &LocalFacts, found: &mut Vec<Finding>) {
         blocks(found, Force::Final, what, "free memory here, or receive with a higher --memory-limit");
     }
     for place in &here.places {
-        let Ok(room) = nix::sys::statvfs::statvfs(place) else { continue };
-        let free = room.blocks_available().saturating_mul(room.fragment_size());
-        if free < STATE_ROOM {
-            let what =
-                format!("{} are free in {}, images and journals need room", Bytes(free), place.display());
-            blocks(found, Force::Overridable, what, "free some, or name another directory with --state");
-        }
+        let Some(free) = room(place).filter(|free| free.0 < STATE_ROOM) else { continue };
+        let what = format!("{free} are free in {}, images and journals need room", place.display());
+        blocks(found, Force::Overridable, what, "free some, or name another directory with --state");
     }
+    if let (RestoreMode::Eager, Some(images)) = (offer.restore, &here.images)
+        && let Some(free) = room(images).filter(|free| free.0 < needed)
+    {
+        let place = images.display();
+        let what = format!(
+            "an eager restore writes up to {} of images to {place}, where {free} are free",
+            Bytes(needed)
+        );
+        // The sender's --force is not to fill this host.
+        blocks(
+            found,
+            Force::Final,
+            what,
+            "use --restore lazy, or make the tmpfs there larger (mount -o remount,size=…)",
+        );
+    }
+}
+
+/// What may still be written there.
+fn room(place: &Path) -> Option<Bytes> {
+    let room = nix::sys::statvfs::statvfs(place).ok()?;
+    Some(Bytes(room.blocks_available().saturating_mul(room.fragment_size())))
 }
 
 /// A paired source may still be mad: what it may make us look at is limited.
@@ -292,14 +312,15 @@ fn move_address(offer: &Offer, found: &mut Vec<Finding>) {
 
 impl LocalFacts {
     /// Reads what this host has; the rest the caller knows.
-    pub fn read(hello: Hello, places: Vec<PathBuf>) -> LocalFacts {
+    pub fn read(hello: Hello, places: Vec<PathBuf>, images: Option<PathBuf>) -> LocalFacts {
         let kibibytes: u64 = Fields::of("/proc/meminfo").number("MemAvailable").unwrap_or(0);
         let limits = (!may_raise_limits()).then(|| HardLimits::of("self"));
         let lazy = match userfaultfd::open() {
             Ok(_) => LazyRestore::Possible,
             Err(_) => LazyRestore::Impossible,
         };
-        LocalFacts { hello, memory_available: Bytes(kibibytes.saturating_mul(1024)), places, limits, lazy }
+        let memory_available = Bytes(kibibytes.saturating_mul(1024));
+        LocalFacts { hello, memory_available, places, images, limits, lazy }
     }
 }
 

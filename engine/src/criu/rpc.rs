@@ -7,6 +7,7 @@
 //! for a failed one: it undoes what it did.
 
 use super::proto::{Features, Notify, Options, Request, Response, request_type};
+use crate::sys::tripwire::Tripwire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use prost::Message;
@@ -98,6 +99,7 @@ pub const LAZY_SOCKET: i32 = 1;
 pub struct Swrk {
     child: Child,
     socket: OwnedFd,
+    tripwire: Tripwire,
     /// The other end of [`LAZY_SOCKET`], on which nothing is ever asked for.
     _fetches_nothing: Option<UnixStream>,
 }
@@ -109,7 +111,9 @@ impl Swrk {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let mut command = Command::new(launch.criu);
-        command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        let (tripwire, end) = Tripwire::new()?;
+        // What CRIU has to say is in its log. An end to read from takes no word of it.
+        command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(end);
         command.process_group(0);
         let mut fetches_nothing = None;
         if launch.pages == PagePayload::LazyPages {
@@ -130,7 +134,7 @@ impl Swrk {
             PagePayload::Ferry => command.env("FERRY_SHIM", "pages"),
             PagePayload::Criu | PagePayload::LazyPages => command.env_remove("FERRY_SHIM"),
         };
-        Ok(Swrk { child: command.spawn()?, socket: ours, _fetches_nothing: fetches_nothing })
+        Ok(Swrk { child: command.spawn()?, socket: ours, tripwire, _fetches_nothing: fetches_nothing })
     }
 
     /// CRIU's PID.
@@ -151,6 +155,17 @@ impl Swrk {
             Said::Done { success: true, .. } => Ok(()),
             said => Err(RpcError::Malformed(format!("it does not come up: {said:?}"))),
         }
+    }
+
+    /// Has the threads, which CRIU holds, stopped by the kernel if CRIU dies, before they
+    /// come free. Until [`Swrk::may_end`].
+    pub fn stop_at_death(&mut self, threads: impl IntoIterator<Item = i32>) -> io::Result<()> {
+        threads.into_iter().try_for_each(|thread| self.tripwire.stop_at_death(thread))
+    }
+
+    /// From now on CRIU's end stops nobody.
+    pub fn may_end(&mut self) {
+        self.tripwire.disarm();
     }
 
     /// Asks for a dump.
@@ -270,12 +285,17 @@ impl Drop for Swrk {
         if !self.is_up() {
             return;
         }
+        self.may_end();
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         let pid = nix::unistd::Pid::from_raw(self.pid());
         let reap = move || {
             let _ = nix::sys::wait::waitpid(pid, None);
         };
-        let _ = std::thread::Builder::new().name("ferry-reap".into()).spawn(reap);
+        let aside = std::thread::Builder::new().name("ferry-reap".into()).spawn(reap);
+        if aside.is_err() {
+            // No memory for a thread: then here.
+            reap();
+        }
     }
 }
 

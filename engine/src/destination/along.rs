@@ -51,11 +51,9 @@ impl AlongIntake {
         }
     }
 
-    /// How many blobs have been taken: that it grows says that the source is at work. An
-    /// error says why no more can be.
-    pub(super) fn taken(&self) -> Result<u64, String> {
-        let broken = self.broken.borrow().clone();
-        broken.map_or(Ok(*self.taken.borrow()), Err)
+    /// How many blobs have been taken: that it grows says that the source is at work.
+    pub(super) fn taken(&self) -> u64 {
+        *self.taken.borrow()
     }
 
     /// Completes when no more can be taken, with the reason.

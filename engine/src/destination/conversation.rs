@@ -53,6 +53,13 @@ impl Conversation {
         intake: Option<&Intake>,
     ) -> Result<Message, String> {
         let mut abort = self.abort.clone();
+        let refused = async {
+            match intake {
+                Some(intake) => intake.refusal().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(refused);
         let mut stored = 0;
         loop {
             let said = tokio::select! {
@@ -61,9 +68,9 @@ impl Conversation {
                     let why = self.abort.borrow().clone();
                     return Err(why.unwrap_or_else(|| "given up here".into()));
                 }
-                why = failed(intake) => return Err(why),
+                why = &mut refused => return Err(why),
                 () = tokio::time::sleep(patience) => {
-                    let now = intake.map_or(Ok(0), Intake::stored)?;
+                    let now = intake.map_or(0, Intake::stored);
                     if now > std::mem::replace(&mut stored, now) {
                         continue;
                     }
@@ -87,13 +94,6 @@ impl Conversation {
     pub(super) async fn hang_up(&mut self, reason: &str) {
         let _ = tokio::time::timeout(LAST_WORD, self.inbox.recv()).await;
         self.link.close(reason).await;
-    }
-}
-
-async fn failed(intake: Option<&Intake>) -> String {
-    match intake {
-        Some(intake) => intake.failed().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -45,14 +45,6 @@ impl Intake {
         self.along.as_mut()
     }
 
-    /// Completes when something that comes along cannot be taken.
-    pub(super) async fn failed(&self) -> String {
-        match &self.along {
-            Some(along) => along.failed().await,
-            None => std::future::pending().await,
-        }
-    }
-
     /// Writes a part of an image.
     pub(super) fn image(&mut self, part: ImageFile) -> Result<(), String> {
         self.images.put(part)
@@ -69,11 +61,24 @@ impl Intake {
         self.images.finish(state.images)
     }
 
-    /// How much has been stored: that it grows says that the source is at work. An
-    /// error says why no more can be.
-    pub(super) fn stored(&self) -> Result<u64, String> {
-        let chunks = self.pages.failure().map_or(Ok(self.pages.chunks()), Err)?;
-        Ok(chunks + self.along.as_ref().map_or(Ok(0), AlongIntake::taken)?)
+    /// How much has been stored: that it grows says that the source is at work.
+    pub(super) fn stored(&self) -> u64 {
+        self.pages.chunks() + self.along.as_ref().map_or(0, AlongIntake::taken)
+    }
+
+    /// Completes when no more pages, or no more of what comes along, can be stored, with
+    /// the reason.
+    pub(super) async fn refusal(&self) -> String {
+        let along = async {
+            match &self.along {
+                Some(along) => along.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = self.pages.refusal() => why,
+            why = along => why,
+        }
     }
 
     /// The pages.

@@ -13,7 +13,9 @@ pub(super) struct PageIntake {
     store: Arc<PageStore>,
     /// Counts stored chunks; only its changing matters.
     stored: watch::Receiver<u64>,
-    /// Why no more can be stored.
+    /// Why the store takes no more.
+    refused: watch::Receiver<Option<String>>,
+    /// Why no more come.
     broken: watch::Receiver<Option<String>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -21,6 +23,7 @@ pub(super) struct PageIntake {
 impl PageIntake {
     pub(super) fn start(link: Arc<dyn Link>, store: Arc<PageStore>) -> PageIntake {
         let (count, stored) = watch::channel(0u64);
+        let (refusal, refused) = watch::channel(None);
         let (report, broken) = watch::channel(None);
         let into = Arc::clone(&store);
         let task = tokio::spawn(async move {
@@ -33,17 +36,23 @@ impl PageIntake {
                         break;
                     }
                 };
-                let (store, count, report) = (Arc::clone(&into), count.clone(), report.clone());
+                let (store, count) = (Arc::clone(&into), count.clone());
+                let (refusal, report) = (refusal.clone(), report.clone());
                 streams.spawn(async move {
                     loop {
-                        let stored = match stream.recv().await {
-                            Ok(Some(chunk)) => store.put(&chunk).map_err(|error| error.to_string()),
+                        let chunk = match stream.recv().await {
+                            Ok(Some(chunk)) => chunk,
                             Ok(None) => return,
-                            Err(error) => Err(error.to_string()),
+                            Err(error) => {
+                                let _ = report.send(Some(error.to_string()));
+                                return;
+                            }
                         };
-                        if let Err(error) = stored {
-                            let _ = report.send(Some(error));
-                            return;
+                        if let Err(error) = store.put(&chunk) {
+                            let _ = refusal.send(Some(error.to_string()));
+                            // Ended here, the stream would tell the source that something is
+                            // wrong before the control stream can say what.
+                            std::future::pending::<()>().await;
                         }
                         count.send_modify(|count| *count += 1);
                     }
@@ -51,7 +60,7 @@ impl PageIntake {
             }
             while streams.join_next().await.is_some() {}
         });
-        PageIntake { store, stored, broken, task }
+        PageIntake { store, stored, refused, broken, task }
     }
 
     /// Waits until everything that the source says it sent in a round is stored,
@@ -67,12 +76,13 @@ impl PageIntake {
                     Err(format!("round {}: {arrived:?} arrived of {totals:?}", totals.round.0))
                 };
             }
-            let broken = self.broken.borrow().clone();
-            if let Some(why) = broken {
+            let failed = self.refused.borrow().clone().or_else(|| self.broken.borrow().clone());
+            if let Some(why) = failed {
                 return Err(why);
             }
             tokio::select! {
                 _ = self.stored.changed() => {}
+                _ = self.refused.changed() => {}
                 _ = self.broken.changed() => {}
                 () = tokio::time::sleep(patience) => {
                     return Err(format!(
@@ -89,9 +99,17 @@ impl PageIntake {
         *self.stored.borrow()
     }
 
-    /// Why pages cannot be stored; the link's own end is not a reason.
-    pub(super) fn failure(&self) -> Option<String> {
-        self.broken.borrow().clone()
+    /// Completes when the store takes no more, with the reason. The link's own end is
+    /// not one: the control stream says why.
+    pub(super) fn refusal(&self) -> impl Future<Output = String> + use<> {
+        let mut refused = self.refused.clone();
+        async move {
+            let why = refused.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            match why {
+                Some(why) => why,
+                None => std::future::pending().await,
+            }
+        }
     }
 }
 

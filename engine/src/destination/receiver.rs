@@ -204,7 +204,8 @@ impl Receiver {
     /// Everything that this host would say to an offer. Changes nothing.
     fn examine(&self, offer: &Offer, theirs: &Hello, reserved: Bytes) -> Findings {
         let plan = &self.plan;
-        let mut here = LocalFacts::read(plan.hello.clone(), vec![plan.state.clone(), plan.work.clone()]);
+        let places = vec![plan.state.clone(), plan.work.clone()];
+        let mut here = LocalFacts::read(plan.hello.clone(), places, Some(plan.work.clone()));
         let most = plan.memory_limit.unwrap_or(here.memory_available);
         here.memory_available = Bytes(most.0.saturating_sub(reserved.0));
         let mut found = check_destination(offer, theirs, &here);

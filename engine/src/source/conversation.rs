@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 /// How often a wait tells how far it is.
 const TICK: Duration = Duration::from_millis(200);
+/// How long the control stream may take to say why another stream ended.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// A source's way to its destination. Every wait ends when the link or a page stream
 /// does, when the destination fails, and when the user gives up.
@@ -150,7 +152,9 @@ impl Conversation {
                     Ok(message) => Interrupted::Said(message),
                     Err(error) => Interrupted::Failed(text(error)),
                 }),
-                error = broken => return Err(Interrupted::Failed(text(error))),
+                error = broken => {
+                    return Err(Interrupted::Failed(last_word(&mut **receiver, text(error)).await));
+                }
                 why = &mut aborted => return Err(Interrupted::Failed(why)),
                 _ = tick.tick() => {
                     let sent = ended
@@ -159,6 +163,14 @@ impl Conversation {
                     progress(Bytes(sent.0.saturating_sub(before.0)));
                 }
             }
+        }
+    }
+
+    /// Why pages are not taken any more: the destination's word, if it has one.
+    pub(super) async fn last_word(&mut self, otherwise: String) -> String {
+        match &mut self.session {
+            Some(session) => last_word(&mut *session.receiver, otherwise).await,
+            None => otherwise,
         }
     }
 
@@ -199,6 +211,21 @@ impl Conversation {
     fn session(&mut self) -> Result<&mut Session, String> {
         self.session.as_mut().ok_or_else(|| "not connected".into())
     }
+}
+
+/// A destination that fails ends its streams and says why on the control stream: what
+/// is seen first is chance, what it says is the reason.
+async fn last_word(receiver: &mut dyn ControlReceiver, otherwise: String) -> String {
+    let failed = async {
+        loop {
+            match receiver.recv().await {
+                Ok(Message::Failed(why)) => return Some(format!("the destination: {why}")),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    };
+    tokio::time::timeout(LAST_WORD, failed).await.ok().flatten().unwrap_or(otherwise)
 }
 
 /// For a message that the protocol does not have here.

@@ -4,7 +4,9 @@
 use super::account::Account;
 use super::along::{Along, Pending};
 use super::conversation::{Conversation, Interrupted, unexpected};
+use super::experience;
 use super::final_state::send_images;
+use super::forecast::{Forecast, RemoteCost};
 use super::network::SourceNetwork;
 use super::observer::{Observer, Progress};
 use super::pages::MemoryThread;
@@ -14,13 +16,15 @@ use super::workload::Workload;
 use crate::check::{Findings, Severity};
 use crate::companion::CompanionRound;
 use crate::journal::{Journal, SourceRecord, TaskId};
-use crate::memory::{FrozenSpace, RoundScan};
+use crate::memory::{FrozenSpace, MemoryError, RoundScan};
 use crate::net::hooks::Stage;
-use crate::report::{RoundReport, StrategyReport, ms};
+use crate::report::{RoundReport, StrategyReport, ThereReport, ms};
 use crate::strategy::{Budget, Decision, History, RoundStats, Strategy};
 use ferry_transport::page::Round;
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{FinalSpace, FinalState, Message, PROTOCOL_VERSION, RoundTotals};
+use ferry_transport::wire::control::{
+    FinalSpace, FinalState, Message, PROTOCOL_VERSION, RestoreTimes, RoundTotals,
+};
 use std::time::{Duration, Instant};
 
 /// One migration, seen from the source.
@@ -38,8 +42,7 @@ pub struct Source {
     journal: Journal<SourceRecord>,
     history: History,
     account: Account,
-    /// What a restore costs there, as it says.
-    restore_cost: Duration,
+    forecast: Forecast,
     rounds_began: Option<Instant>,
     doubt_since: Option<Instant>,
     refusal: Option<Findings>,
@@ -69,7 +72,7 @@ impl Source {
             observer: parts.observer,
             journal,
             history: History::default(),
-            restore_cost: Duration::ZERO,
+            forecast: Forecast::default(),
             rounds_began: None,
             doubt_since: None,
             refusal: None,
@@ -127,10 +130,12 @@ impl Source {
     /// Connects, greets, offers; prepares what can be before the freeze.
     async fn negotiate(&mut self) -> Result<SourceInput, String> {
         self.peer.open().await?;
+        let greeted = Instant::now();
         self.send(Message::Hello(self.plan.hello.clone())).await?;
         let Message::Hello(theirs) = self.receive(Duration::from_secs(30)).await? else {
             return Err("the destination did not greet".into());
         };
+        let round_trip = greeted.elapsed();
         if theirs.protocol != PROTOCOL_VERSION {
             return Err(format!(
                 "the destination speaks protocol {} and this side {PROTOCOL_VERSION}: use the same version of ferry on both hosts",
@@ -140,7 +145,10 @@ impl Source {
         self.send(Message::Offer(Box::new(self.plan.offer.clone()))).await?;
         match self.receive(Duration::from_secs(120)).await? {
             Message::Accepted(accepted) => {
-                self.restore_cost = Duration::from_micros(accepted.restore_cost_us);
+                let restore = Duration::from_micros(accepted.restore_cost_us);
+                let experience = experience::of(&self.plan.state, &self.plan.to);
+                let there = RemoteCost { restore, round_trip };
+                self.forecast = Forecast::new(self.plan.tree, self.plan.local_cost, there, experience);
                 for finding in
                     accepted.findings.all().iter().filter(|found| found.severity >= Severity::Risks)
                 {
@@ -177,11 +185,11 @@ impl Source {
         let files = self.begin_files_round()?;
         // Side by side: the network is the memory's while a directory is being looked at.
         let both = async move { tokio::join!(memory.round(round, sink), done(files)) };
-        let (scan, files) = self.watched(round, both).await?;
-        let scan = scan.map_err(|error| error.to_string())?;
+        let (scan, files) = self.in_time(round, both).await?;
+        let scan = self.explained(scan).await?;
         let beside = self.end_files_round(files?).await?;
         self.send(Message::RoundEnd(totals(round, &scan))).await?;
-        let answer = self.watched(round, std::future::pending::<()>());
+        let answer = self.in_time(round, std::future::pending::<()>());
         match answer.await {
             Err(Interrupted::Said(Message::RoundAcked(acked))) if acked == round => {}
             Err(Interrupted::Said(other)) => return Err(unexpected(&other)),
@@ -190,7 +198,9 @@ impl Source {
         }
         let duration = began.elapsed();
         let memory = self.memory.clone();
+        let scanned = Instant::now();
         let remaining = memory.peek().await.map_err(|error| error.to_string())?;
+        self.forecast.scan_took(scanned.elapsed());
         self.peek_files().await?;
         let stats = RoundStats {
             round,
@@ -213,6 +223,7 @@ impl Source {
         self.observer.round(&report);
         self.account.rounds.push(report);
         self.account.predicted = predicted;
+        self.account.prediction = predicted.map(|whole| self.forecast.predict(whole - budget.fixed_cost));
         Ok(match decision {
             Decision::Continue(_) => SourceInput::RoundDone,
             Decision::StopAndCopy(_) => SourceInput::FreezeDecided,
@@ -220,7 +231,8 @@ impl Source {
         })
     }
 
-    /// Stops every task. The downtime begins.
+    /// Stops every task, while the destination begins to hold what clients send. The
+    /// downtime begins.
     async fn freeze(&mut self) -> Result<SourceInput, String> {
         // The hook is the user's time, not the workload's: before the clock.
         tokio::task::block_in_place(|| self.network.hook(Stage::PreFreeze))?;
@@ -229,6 +241,13 @@ impl Source {
         self.workload
             .freeze(self.plan.images.clone(), self.plan.offer.tcp, self.plan.freeze_deadline)
             .await?;
+        // What arrives here until now is in the sockets' queues, and moves with them. The dump
+        // locks the connections, and what arrives then is lost; a client sends it again after
+        // 200 ms at the earliest. So first nothing may arrive here any more.
+        match self.receive_frozen().await? {
+            Message::TakenOver => {}
+            other => return Err(unexpected(&other)),
+        }
         self.account.lap(|parts| &mut parts.freeze_ms);
         // Nothing changes any more: beside the dump.
         self.begin_last_difference(Along::finish)?;
@@ -254,7 +273,7 @@ impl Source {
         let sink = self.peer.sink()?;
         let memory = self.memory.clone();
         let finished = self.watched(round, async move { memory.finish(round, sink).await }).await?;
-        let (scan, spaces) = finished.map_err(|error| error.to_string())?;
+        let (scan, spaces) = self.explained(finished).await?;
         self.account.lap_final_round(scan.scan);
         for note in &scan.notes {
             self.note(note.clone());
@@ -276,7 +295,13 @@ impl Source {
     /// is the destination's from now on; then, and only then, may Commit be sent.
     async fn await_ready(&mut self) -> Result<SourceInput, String> {
         match self.receive_frozen().await? {
-            Message::Ready(_) => {}
+            Message::Ready(RestoreTimes { assemble_us, restore_us }) => {
+                self.account.there = Some(ThereReport {
+                    assemble_ms: ms(Duration::from_micros(assemble_us)),
+                    restore_ms: ms(Duration::from_micros(restore_us)),
+                    release_ms: None,
+                });
+            }
             other => return Err(unexpected(&other)),
         }
         self.account.lap(|parts| &mut parts.restore_ms);
@@ -290,7 +315,12 @@ impl Source {
         let answer = self.peer.hear(self.plan.freeze_deadline).await;
         self.account.lap(|parts| &mut parts.resume_ms);
         Ok(match answer {
-            Ok(Message::Resumed(_)) => SourceInput::Resumed,
+            Ok(Message::Resumed(released_us)) => {
+                if let Some(there) = &mut self.account.there {
+                    there.release_ms = Some(ms(Duration::from_micros(released_us)));
+                }
+                SourceInput::Resumed
+            }
             // It wrote down Discarded before it said either.
             Ok(Message::NotResumed(why) | Message::Failed(why)) => SourceInput::NotResumed(why),
             Ok(other) => SourceInput::Silence(unexpected(&other)),
@@ -392,6 +422,13 @@ impl Source {
         account.files = self.along.as_ref().map(Along::report);
         let mut report = account.report(&state, &self.plan, strategy, self.peer.wire_bytes(), exists);
         let _ = self.journal.sync();
+        // One that was in doubt teaches nothing about the next.
+        let measured = report.downtime.filter(|_| self.doubt_since.is_none());
+        if let Some(missed) = measured.and_then(|measured| self.forecast.missed(&measured))
+            && let Err(error) = experience::learn(&self.plan.state, &self.plan.to, missed)
+        {
+            report.notes.push(format!("the next prediction does not learn from this move: {error}"));
+        }
         if state.is_end() {
             let _ = std::fs::remove_dir_all(&self.plan.images);
         }
@@ -467,12 +504,12 @@ impl Source {
     }
 
     fn budget(&self) -> Budget {
-        let forecast = self.along.as_ref().map(|along| along.forecast).unwrap_or_default();
+        let beside = self.along.as_ref().map(|along| along.forecast).unwrap_or_default();
         Budget {
             downtime: self.plan.downtime,
             // Files are looked at while CRIU dumps.
-            fixed_cost: self.plan.dump_cost.max(forecast.cost) + self.restore_cost,
-            beside: forecast.send,
+            fixed_cost: self.forecast.fixed() + beside.cost.saturating_sub(self.forecast.dump()),
+            beside: beside.send,
             elapsed: self.rounds_began.map_or(Duration::ZERO, |began| began.elapsed()),
             deadline: self.plan.deadline,
         }
@@ -517,6 +554,32 @@ impl Source {
             )
         };
         self.peer.receive(left, too_late).await
+    }
+
+    /// Pages that nobody takes are the destination's doing: it says why.
+    async fn explained<T>(&mut self, done: Result<T, MemoryError>) -> Result<T, String> {
+        match done {
+            Err(closed @ MemoryError::Sink(_)) => Err(self.peer.last_word(closed.to_string()).await),
+            done => done.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// A part of a round, as [`Source::watched`], which gives the migration up when the
+    /// round runs past the deadline. Between rounds the strategy heeds that and freezes;
+    /// within one a freeze would have to send what is left of it, so that a round may go
+    /// on for as long as a freeze in its place might have lasted, and no longer.
+    async fn in_time<T>(&mut self, round: Round, work: impl Future<Output = T>) -> Result<T, Interrupted> {
+        let Budget { elapsed, deadline, .. } = self.budget();
+        let left = deadline.saturating_add(self.plan.freeze_deadline).saturating_sub(elapsed);
+        let done = self.watched(round, tokio::time::timeout(left, work)).await?;
+        done.map_err(|_| {
+            let Round(number) = round;
+            let (memory, sent) = (self.plan.offer.memory, self.peer.wire_bytes());
+            Interrupted::Failed(format!(
+                "the deadline of {deadline:?} passed in round {number}, and a freeze could not have sent the rest \
+                 in time: {sent} were sent so far, for {memory} of memory (a higher --deadline, or a faster network)"
+            ))
+        })
     }
 
     /// Runs memory work while watching the peer and the user, and tells the observer

@@ -46,7 +46,7 @@ fn ports_in_use_at_the_destination_block() {
             forced: Forced::No,
             along: Vec::new(),
         };
-        let here = LocalFacts::read(hello(), vec![]);
+        let here = LocalFacts::read(hello(), vec![], None);
         let found = check_destination(&offer, &hello(), &here);
         found.into_iter().filter(|finding| finding.what.contains("port")).map(|f| f.what).collect::<Vec<_>>()
     };
@@ -86,11 +86,19 @@ fn the_destination_compares_and_names_everything_that_differs() {
         forced: Forced::No,
         along: Vec::new(),
     };
-    let mut here = LocalFacts::read(hello(), vec![std::env::temp_dir()]);
+    let mut here = LocalFacts::read(hello(), vec![std::env::temp_dir()], Some(std::env::temp_dir()));
     let working = std::env::current_dir().unwrap().display().to_string();
     assert!(needs.files.iter().any(|file| file.path == working && file.size.is_none()), "its directory");
     let same = check_destination(&offer(vec![], needs.files.clone()), &hello(), &here);
     assert!(blocks(&same).is_empty(), "{same:#?}");
+
+    // Lazily little is written, eagerly everything.
+    let large = |restore| {
+        let offer = Offer { memory: Bytes(1 << 60), restore, ..offer(vec![], vec![]) };
+        let found = check_destination(&offer, &hello(), &here);
+        found.into_iter().any(|finding| finding.what.contains("of images to"))
+    };
+    assert!(large(RestoreMode::Eager) && !large(RestoreMode::Lazy));
 
     let mut files = needs.files.clone();
     files[0].path = "/nowhere/at all".into();

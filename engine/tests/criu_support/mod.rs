@@ -3,6 +3,8 @@
 
 use ferry_engine::memory::native::DescendantSet;
 use ferry_engine::target::process::{Criu, ProcessTarget};
+use ferry_engine::target::{HeldDump, Target};
+use ferry_transport::wire::control::TcpMode;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -79,6 +81,20 @@ pub fn criu(directory: &Path) -> Option<Criu> {
 pub fn target(child: &Child, criu: &Criu) -> ProcessTarget {
     let root = child.id() as i32;
     ProcessTarget::new(root, criu.clone(), Arc::new(DescendantSet::of(root).unwrap())).unwrap()
+}
+
+/// How long a freeze may take here.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+pub fn new_directory(parent: &Path, name: &str) -> PathBuf {
+    let path = parent.join(name);
+    std::fs::create_dir(&path).unwrap();
+    path
+}
+
+/// Freezes a target and holds its dump.
+pub fn held(mut target: ProcessTarget, images: &Path) -> Box<dyn HeldDump> {
+    target.freeze(images, TcpMode::Established, PATIENCE).unwrap().hold().unwrap()
 }
 
 /// Sees that CRIU's network lock of the dump in this directory is gone.

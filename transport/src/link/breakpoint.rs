@@ -62,7 +62,7 @@ impl Breakpoint {
     /// Waits here, if this is the place and it is the first time.
     async fn stop(&self, when: When, message: &Message) {
         let here = when == self.when && message.name() == self.message;
-        if !here || self.passed.swap(true, Ordering::SeqCst) {
+        if !here || self.passed.load(Ordering::SeqCst) {
             return;
         }
         if let Err(error) = std::fs::write(self.directory.join("reached"), b"") {
@@ -72,6 +72,8 @@ impl Breakpoint {
         while !self.directory.join("go").exists() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        // Only now: whoever waits may be dropped here and come again.
+        self.passed.store(true, Ordering::SeqCst);
     }
 }
 

@@ -115,7 +115,8 @@ kinds! {
     KeepAlive = 19, Message::KeepAlive,
     Check = 20, Message::Check(_),
     Findings = 21, Message::Findings(_),
-    Along = 22, Message::Along(_),
+    TakenOver = 22, Message::TakenOver,
+    Along = 23, Message::Along(_),
 }
 
 impl MessageKind {

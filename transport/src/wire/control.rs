@@ -10,7 +10,8 @@
 //!   Along{blobs} ------------------------->  (where something comes along)
 //!   RoundEnd{n} -------------------------->
 //!          <-------------------------------  RoundAcked{n}          … per round
-//!   Freezing ----------------------------->  (prepares: drop rule, CRIU, pager)
+//!   Freezing ----------------------------->  takes the address over, holds what comes
+//!          <-------------------------------  TakenOver
 //!   (final pages)  Image*  Along{blobs} -->
 //!   FinalState --------------------------->  assembles, restores, holds
 //!          <-------------------------------  Ready | Failed
@@ -33,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 /// The protocol's version, apart from the product's: raised when a message or
 /// frame changes meaning. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// A migration's identity, random, chosen by the source. Printed as 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -320,8 +321,11 @@ pub enum Message {
     RoundEnd(RoundTotals),
     /// Destination: all of them are in the store.
     RoundAcked(Round),
-    /// Source: the freeze is being requested now.
+    /// Source: the freeze is being requested now; take the address over.
     Freezing,
+    /// Destination: what clients send is held here from now on. Before it the source
+    /// dumps nothing.
+    TakenOver,
     /// Source: a part of an image file.
     Image(ImageFile),
     /// Source: nothing more follows.
@@ -366,6 +370,7 @@ impl Message {
             Message::RoundEnd(_) => "RoundEnd",
             Message::RoundAcked(_) => "RoundAcked",
             Message::Freezing => "Freezing",
+            Message::TakenOver => "TakenOver",
             Message::Image(_) => "Image",
             Message::FinalState(_) => "FinalState",
             Message::Ready(_) => "Ready",
