@@ -94,7 +94,11 @@ fn take(target: &mut DockerTarget, draft: Draft, about: &mut Checkpoint, options
 }
 
 fn end(held: Box<dyn HeldDump>, leave_running: bool) -> Result<()> {
-    if leave_running { held.roll_back()? } else { held.commit()? }
+    if leave_running {
+        held.roll_back()?
+    } else {
+        held.commit()?
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What a destination's journal says of a migration, also after its engine died.
 
+use crate::files::{self, Lives};
 use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
 use crate::net::address::AddressHolder;
 use crate::net::connections;
@@ -183,6 +184,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
             // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
                 let _ = std::fs::remove_dir_all(work_directory(work, id));
+                files::settle(state, &id.to_string(), Lives::Here)?;
             }
             return Ok(found);
         }
@@ -195,6 +197,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         }
         Settlement::Resumed => {
             Journal::open(state, id)?.append(&DestinationRecord::Resumed)?;
+            files::settle(state, &id.to_string(), Lives::Here)?;
             open_network(id);
         }
         Settlement::Discard(cause) => {
@@ -223,7 +226,7 @@ pub fn resolve(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], run
     match runs {
         Side::Destination => {
             open_network(id);
-            Ok(())
+            files::settle(state, &id.to_string(), Lives::Here)
         }
         Side::Source => remove_copy(state, work, id, tasks),
     }
@@ -244,6 +247,7 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
         let _ = holder.take_off();
     }
     open_network(id);
+    files::settle(state, &id.to_string(), Lives::Elsewhere)?;
     let _ = std::fs::remove_dir_all(work_directory(work, id));
     Ok(())
 }

@@ -8,7 +8,7 @@
 mod criu;
 mod deed;
 mod host;
-mod proof;
+pub mod proof;
 
 pub use deed::Deed;
 #[allow(unused_imports, reason = "not every suite waits for a failure of the host")]
@@ -255,7 +255,7 @@ fn signal_receiver(host: &Host, signal: Signal) {
     }
 }
 
-fn end_receiver(host: &Host, signal: Signal) {
+pub fn end_receiver(host: &Host, signal: Signal) {
     signal_receiver(host, signal);
     let deadline = Instant::now() + PATIENCE;
     while receiver_of(host).is_some() {
