@@ -21,4 +21,4 @@ macro_rules! short {
     };
 }
 
-short!(control frame page_store arriving_images image_files image_directory pager pager_sockets procfs netlink elf journal address_move);
+short!(control frame page_store arriving_images image_files image_directory pager pager_sockets procfs netlink elf journal address_move blobs);
