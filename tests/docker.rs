@@ -281,6 +281,14 @@ fn what_would_stop_a_container_is_found_on_both_hosts() {
     let clear = dock.check("plain");
     assert!(clear["verdict"] != "blocked" && clear["no_answer"].is_null(), "{clear:#}");
 
+    // An image and changed files that only this host has.
+    dock.here().expect(["exec", "plain", "sh", "-c", "echo >/root/mine"]).unwrap();
+    dock.here().expect(["commit", "--pause=false", "plain", "local"]).unwrap();
+    dock.here().expect("run --detach --name local local sleep 1000".split(' ')).unwrap();
+    blocks(&dock.check("local"), "image local is not here (1 of its 2 layers");
+    let risk = dock.check("plain").to_string();
+    assert!(risk.contains("/root/mine"), "{risk}");
+
     dock.here().expect(["network", "create", "mine"]).unwrap();
     run_counter(
         dock.here(),

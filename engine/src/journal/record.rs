@@ -104,7 +104,7 @@ pub enum SourceRecord {
         images: PathBuf,
         /// What has to be put right in the end beside the workload.
         #[serde(default)]
-        aftercare: Option<Aftercare>,
+        aftercare: Option<Box<Aftercare>>,
     },
     /// A freeze was requested.
     Freezing {

@@ -54,7 +54,7 @@ impl Source {
             engine,
             address: parts.network.place().cloned(),
             images: plan.images.clone(),
-            aftercare: aftercare.clone(),
+            aftercare: aftercare.clone().map(Box::new),
         })?;
         Ok(Source {
             account: Account::new(plan.notes.clone()),

@@ -192,7 +192,7 @@ struct Left {
     /// Stopped by CRIU, and pinned if the dump was held.
     tasks: Vec<TaskId>,
     stopped: Vec<TaskId>,
-    aftercare: Option<Aftercare>,
+    aftercare: Option<Box<Aftercare>>,
 }
 
 fn left(state: &Path, id: MigrationId) -> Left {
