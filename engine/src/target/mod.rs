@@ -1,6 +1,7 @@
 //! The seams to what owns the workload: how it is frozen and dumped at the
 //! source, restored at the destination, and held on both until the outcome is known.
 
+pub(crate) mod leftovers;
 pub mod oci;
 pub mod process;
 

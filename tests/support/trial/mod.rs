@@ -212,7 +212,7 @@ impl Trial {
 }
 
 /// The PID in the host of its `ferry receive`.
-fn receiver_of(host: &Host) -> Option<i32> {
+pub fn receiver_of(host: &Host) -> Option<i32> {
     let found = host.processes().unwrap().into_iter().find(|(outer, _)| {
         let line = fs::read_to_string(format!("/proc/{outer}/cmdline")).unwrap_or_default();
         line.split('\0').take(2).eq([FERRY, "receive"])
@@ -229,7 +229,7 @@ fn signal_receiver(host: &Host, signal: Signal) {
     }
 }
 
-fn end_receiver(host: &Host, signal: Signal) {
+pub fn end_receiver(host: &Host, signal: Signal) {
     signal_receiver(host, signal);
     let deadline = Instant::now() + PATIENCE;
     while receiver_of(host).is_some() {
