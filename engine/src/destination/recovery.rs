@@ -5,6 +5,7 @@ use crate::net::address::AddressHolder;
 use crate::net::connections;
 use crate::net::nft::Nft;
 use crate::source::recovery::parse_address_move;
+use crate::target::leftovers;
 use ferry_transport::wire::control::{MigrationId, Outcome};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -182,7 +183,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         Settlement::Leave => {
             // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
-                let _ = std::fs::remove_dir_all(work_directory(work, id));
+                leftovers::remove_directory(&work_directory(work, id));
             }
             return Ok(found);
         }
@@ -244,7 +245,7 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
         let _ = holder.take_off();
     }
     open_network(id);
-    let _ = std::fs::remove_dir_all(work_directory(work, id));
+    leftovers::remove_directory(&work_directory(work, id));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! they are root's alone, and go when they are not needed any more.
 
 use super::recovery::work_directory;
+use crate::target::leftovers;
 use ferry_transport::wire::control::MigrationId;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,6 @@ impl Workplace {
 
     /// Removes all of it.
     pub(super) fn remove(&self) {
-        let _ = std::fs::remove_dir_all(&self.root);
+        leftovers::remove_directory(&self.root);
     }
 }

@@ -229,7 +229,7 @@ fn signal_receiver(host: &Host, signal: Signal) {
     }
 }
 
-fn end_receiver(host: &Host, signal: Signal) {
+pub fn end_receiver(host: &Host, signal: Signal) {
     signal_receiver(host, signal);
     let deadline = Instant::now() + PATIENCE;
     while receiver_of(host).is_some() {
