@@ -149,7 +149,7 @@ fn go_on(state: &Path, target: &TargetName, name: &str, how: &How, place: Place<
         pids: Vec::new(),
     };
     let held = restorer.restore(&plan)?;
-    held.release().map_err(|error| match error {
+    held.release(&mut || {}).map_err(|error| match error {
         ReleaseError::NeverRan(error) => anyhow::anyhow!("it did not run: {error}"),
         ReleaseError::Unknown(error) => anyhow::anyhow!("whether it runs is not known (docker ps): {error}"),
     })?;

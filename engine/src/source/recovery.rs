@@ -192,7 +192,7 @@ struct Left {
     /// Stopped by CRIU, and pinned if the dump was held.
     tasks: Vec<TaskId>,
     stopped: Vec<TaskId>,
-    aftercare: Option<Box<Aftercare>>,
+    aftercare: Option<Aftercare>,
 }
 
 fn left(state: &Path, id: MigrationId) -> Left {
@@ -200,7 +200,7 @@ fn left(state: &Path, id: MigrationId) -> Left {
     for entry in journal::read::<SourceRecord>(state, id).unwrap_or_default() {
         match entry.record {
             SourceRecord::Started { address, images, aftercare, .. } => {
-                (left.address, left.images, left.aftercare) = (address, images, aftercare);
+                (left.address, left.images, left.aftercare) = (address, images, aftercare.map(|care| *care));
             }
             SourceRecord::Freezing { tasks, stopped } => (left.tasks, left.stopped) = (tasks, stopped),
             SourceRecord::Holding { tasks } => left.tasks = tasks,

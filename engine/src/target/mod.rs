@@ -139,8 +139,10 @@ pub trait HeldRestore: Send {
     fn tasks(&self) -> Vec<TaskId>;
 
     /// Lets it run. Returns when the first task may have run; an error says that
-    /// this cannot be known, unless `NeverRan`.
-    fn release(self: Box<Self>) -> Result<(), ReleaseError>;
+    /// this cannot be known, unless `NeverRan`. `about_to_run` is called when all that is
+    /// left to be done is to let go of the tasks, whose sockets are whole: never before a
+    /// `NeverRan`.
+    fn release(self: Box<Self>, about_to_run: &mut (dyn FnMut() + Send)) -> Result<(), ReleaseError>;
 
     /// Removes it; provably nothing of it ran.
     fn discard(self: Box<Self>) -> Result<(), TargetError>;

@@ -196,9 +196,9 @@ impl HeldRestore for Held {
         self.copy.tasks()
     }
 
-    fn release(self: Box<Self>) -> Result<(), ReleaseError> {
+    fn release(self: Box<Self>, about_to_run: &mut (dyn FnMut() + Send)) -> Result<(), ReleaseError> {
         let Held { copy, start, failed } = *self;
-        match copy.release() {
+        match copy.release(about_to_run) {
             Ok(()) => {
                 // Docker's own end of the start, off the critical path.
                 let waiting = std::thread::Builder::new().name("docker-started".into()).spawn(move || {
