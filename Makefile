@@ -9,7 +9,7 @@ test:
 	cargo build --release --workspace --all-targets
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry-transport -p ferry-fuzz -p ferry-lab -p ferry-engine
-	cargo test --release -p ferry --bins --test lazy_dump --test check --test together --test connections --test deadline --test demo
+	cargo test --release -p ferry --bins --test lazy_dump --test check --test together --test connections --test files --test deadline --test demo
 	cargo test --release -p ferry --test faults --test faults_criu -- --test-threads=5
 
 # Real programs, each there and back three times.
