@@ -7,7 +7,7 @@ use support::trial::Ends::*;
 use support::trial::{At, Fate, Kept, Oom, Trial};
 
 /// Every place at the source, in the order of a migration.
-const AT_SOURCE: [&str; 14] = [
+const AT_SOURCE: [&str; 15] = [
     "before-send:Hello",
     "after-receive:Hello",
     "before-send:Offer",
@@ -16,6 +16,7 @@ const AT_SOURCE: [&str; 14] = [
     "after-receive:RoundAcked",
     "before-send:Freezing",
     "after-send:Freezing",
+    "after-receive:TakenOver",
     "after-send:Image",
     "before-send:FinalState",
     "after-send:FinalState",
@@ -25,12 +26,13 @@ const AT_SOURCE: [&str; 14] = [
 ];
 
 /// Every place at the destination.
-const AT_DESTINATION: [&str; 12] = [
+const AT_DESTINATION: [&str; 13] = [
     "after-receive:Hello",
     "after-receive:Offer",
     "before-send:Accepted",
     "after-receive:RoundEnd",
     "after-receive:Freezing",
+    "before-send:TakenOver",
     "after-receive:Image",
     "after-receive:FinalState",
     "before-send:RoundAcked",

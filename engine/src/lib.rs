@@ -1,8 +1,10 @@
 //! The engine: everything that a live migration does on either host.
 
 pub mod check;
+pub mod checkpoints;
 pub mod criu;
 pub mod destination;
+pub mod docker;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod images;

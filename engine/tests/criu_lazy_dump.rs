@@ -146,7 +146,7 @@ fn a_lazily_dumped_workload_moves_with_the_pages_that_ferry_read() {
     let copy = ProcessRestorer::new(criu).restore(&plan).unwrap();
     let tasks = copy.tasks();
     assert_eq!(count(&file), standing, "held");
-    copy.release().unwrap();
+    copy.release(&mut || ()).unwrap();
     goes_on_from(&file, standing);
     for task in tasks {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(task.pid), nix::sys::signal::SIGKILL).unwrap();

@@ -97,7 +97,7 @@ fn a_copy_is_held_and_discarded_and_held_and_released() {
 
     let copy = restorer.restore(&plan).unwrap();
     let tasks = copy.tasks();
-    match copy.release() {
+    match copy.release(&mut || ()) {
         Ok(()) => {}
         Err(ReleaseError::NeverRan(error) | ReleaseError::Unknown(error)) => panic!("{error}"),
     }
@@ -197,7 +197,7 @@ fn a_copy_whose_criu_was_killed_never_ran_and_is_gone() {
     let copy = ProcessRestorer::new(criu).restore(&plan).unwrap();
     let tasks = copy.tasks();
     kill_process_with_open(&work.join("restore.log"));
-    match copy.release() {
+    match copy.release(&mut || ()) {
         Err(ReleaseError::NeverRan(_)) => {}
         other => panic!("{other:?}"),
     }

@@ -78,7 +78,7 @@ fn a_container_goes_on_from_where_it_was() {
 
     let copy = restorer.restore(&plan).unwrap();
     assert_eq!(count(&stage.count_file()), standing, "held");
-    copy.release().unwrap();
+    copy.release(&mut || {}).unwrap();
     goes_on_from(&stage.count_file(), standing);
     held.commit().unwrap();
     stage.nothing_is_left("source");
@@ -163,7 +163,7 @@ fn a_commit_needs_no_runtime() {
     let copy = restorer.restore(&plan).unwrap();
     kill_source_runtime(&stage, &plan);
     kill_destination_runtime(&stage, &plan);
-    copy.release().unwrap();
+    copy.release(&mut || {}).unwrap();
     goes_on_from(&stage.count_file(), standing);
     held.commit().unwrap();
     stage.nothing_is_left("source");

@@ -6,9 +6,11 @@
 //! * [`hosts`]: several "machines" on this one, each with namespaces of its own;
 //! * [`workload`]: a process tree that knows what each of its pages must hold;
 //! * [`probe`]: a client that measures how long it waits for each reply;
-//! * [`apps`]: real servers as workloads, and clients that check every reply.
+//! * [`apps`]: real servers as workloads, and clients that check every reply;
+//! * [`docker`]: Docker daemons on hosts, and images made on the spot.
 
 pub mod apps;
+pub mod docker;
 pub mod hosts;
 pub mod probe;
 pub mod quantity;

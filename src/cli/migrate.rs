@@ -14,7 +14,9 @@ use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, HookFacts, Hooks};
 use ferry_engine::report::environment::Environment;
 use ferry_engine::report::{ReportOutcome, text};
 use ferry_engine::source::keeper::Keeper;
-use ferry_engine::source::{Finished, Source, SourceNetwork, SourceParts, SourcePlan, dump_cost, recovery};
+use ferry_engine::source::{
+    Finished, LocalCost, Source, SourceNetwork, SourceParts, SourcePlan, TreeCost, recovery,
+};
 use ferry_engine::strategy::registry;
 use ferry_lab::quantity::parse_byte_rate;
 use ferry_transport::link::Connector;
@@ -115,7 +117,7 @@ pub fn run(options: Options) -> Result<End> {
     let id = MigrationId(rand_id()?);
     let found = host::criu(moved.criu.as_deref())?;
     notes.extend(found.fallback());
-    let smaps_walk = dump_cost::smaps_walk(&set.processes()?);
+    let tree = TreeCost::measure(&set.processes()?);
     let target = what.open(found.criu(), &state)?;
     let images = host::fast_directory(&state).join(format!("ferry-migrate-{id}"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
@@ -145,10 +147,11 @@ pub fn run(options: Options) -> Result<End> {
         deadline: options.deadline,
         freeze_deadline: options.freeze_deadline,
         doubt_patience: options.doubt_patience,
-        // CRIU on a small process, measured by its self-test, and the smaps walk of this one.
-        dump_cost: Duration::from_micros(found.test.freeze_us + found.test.dump_us)
-            + smaps_walk
-            + found.pinning_cost(offer.memory),
+        tree,
+        local_cost: LocalCost {
+            freeze: Duration::from_micros(found.test.freeze_us),
+            dump: Duration::from_micros(found.test.dump_us) + found.pinning_cost(offer.memory),
+        },
         offer,
         streams: options.streams as usize,
         tracker: "native".into(),

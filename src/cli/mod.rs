@@ -2,14 +2,17 @@
 
 mod abort;
 mod check;
+mod checkpoint;
 mod demo;
 pub mod hidden;
+mod history;
 mod identity;
 mod migrate;
 mod pair;
 mod preflight;
 mod receive;
 mod resolve;
+mod restore;
 mod setup;
 mod status;
 mod target;
@@ -62,6 +65,16 @@ pub enum Verb {
     Abort(abort::Options),
     /// End a migration that is in doubt.
     Resolve(resolve::Options),
+    /// Write a container down as it is.
+    Checkpoint(checkpoint::Options),
+    /// Let a stopped container go on from a checkpoint.
+    Restore(restore::Options),
+    /// Stop a container and let it go on from a checkpoint.
+    Rollback(restore::Options),
+    /// Make another container that begins at a checkpoint.
+    Clone(restore::CloneOptions),
+    /// Show, or remove, a container's checkpoints.
+    History(history::Options),
     /// Make a private CRIU that works on this kernel, and test it.
     Setup(setup::Options),
     /// Run a self-checking process tree that serves a TCP counter.
@@ -79,6 +92,11 @@ pub fn run(verb: Verb) -> Result<End> {
         Verb::Status(options) => status::run(options),
         Verb::Abort(options) => abort::run(options),
         Verb::Resolve(options) => resolve::run(options),
+        Verb::Checkpoint(options) => checkpoint::run(options),
+        Verb::Restore(options) => restore::run(options),
+        Verb::Rollback(options) => restore::roll_back(options),
+        Verb::Clone(options) => restore::clone(options),
+        Verb::History(options) => history::run(options),
         Verb::Setup(options) => setup::run(options),
         Verb::Workload(options) => ferry_lab::workload::run(&options).map(|never| match never {}),
     }

@@ -1,6 +1,6 @@
 //! What `check` and `migrate` share: what is to be moved, and what is found about it.
 
-use super::target::{Found, TargetName};
+use super::target::{Engines, Found, TargetName};
 use anyhow::{Context, Result};
 use ferry_engine::check::{Finding, Forced, Needs, Severity, SourceOptions, describe_needs};
 use ferry_engine::source::recovery::parse_address_move;
@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 /// What is to be moved, and how.
 #[derive(clap::Args)]
 pub struct Moved {
-    /// What to move: `pid:N`, a process and all its descendants, or `runc:ID`, a container.
+    /// What to move: `pid:N`, a process and all its descendants, or a container, `runc:ID` or
+    /// `docker:NAME`.
     pub target: TargetName,
-    /// Where runc keeps its containers (its own `--root`).
-    #[arg(long, value_name = "DIR")]
-    runtime_root: Option<PathBuf>,
+    #[command(flatten)]
+    engines: Engines,
     /// How memory comes back: at once with pages following, or all pages first.
     #[arg(long, value_enum, default_value_t = Restore::Lazy)]
     restore: Restore,
@@ -61,7 +61,7 @@ fn address_move(text: &str) -> Result<AddressMove, String> {
 impl Moved {
     /// The target, which must be there.
     pub fn find(&self) -> Result<Found> {
-        self.target.find(self.runtime_root.as_deref())
+        self.target.find(&self.engines)
     }
 
     /// Whether `--force` was given.

@@ -1,6 +1,6 @@
 //! `ferry receive`: takes migrations.
 
-use super::target::oci_host;
+use super::target::{Engines, oci_host};
 use super::{Common, runtime};
 use crate::exit::End;
 use crate::host;
@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use ferry_engine::check::Forced;
 use ferry_engine::destination::{PagerHandover, Receiver, ReceiverEvent, ReceiverPlan};
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, Hooks};
-use ferry_engine::target::oci::{self, OciRestorer, Runtime};
+use ferry_engine::target::docker::{self, DockerRestorer};
+use ferry_engine::target::oci::{self, OciRestorer};
 use ferry_engine::target::process::ProcessRestorer;
 use ferry_lab::quantity::parse_bytes;
 use ferry_transport::link::breakpoint::{Breakpoint, stop_at};
@@ -32,9 +33,8 @@ pub struct Options {
     /// The CRIU to use.
     #[arg(long, env = "FERRY_CRIU", value_name = "PATH")]
     criu: Option<PathBuf>,
-    /// Where runc keeps the containers that arrive (its own `--root`).
-    #[arg(long, value_name = "DIR")]
-    runtime_root: Option<PathBuf>,
+    #[command(flatten)]
+    engines: Engines,
     /// The most memory that arriving pages may take; what is free unless given.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     memory_limit: Option<Bytes>,
@@ -59,7 +59,7 @@ pub fn run(options: Options) -> Result<End> {
         Some(directory) => Hooks::open(directory, DEFAULT_TIMEOUT)?,
         None => Hooks::none(),
     };
-    let (criu, runtime_root, relays) = (found.criu(), options.runtime_root.clone(), state.clone());
+    let (criu, engines, relays) = (found.criu(), options.engines.clone(), state.clone());
     let plan = ReceiverPlan {
         hello: host::hello(&found.version.to_string()),
         work: host::fast_directory(&state),
@@ -72,9 +72,12 @@ pub fn run(options: Options) -> Result<End> {
         restorer: Box::new(move |request| match request.kind.as_str() {
             "process" => Ok(Box::new(ProcessRestorer::new(criu.clone()))),
             oci::KIND => {
-                let runtime = Runtime::runc(runtime_root.clone());
                 let host = oci_host(criu.clone(), &relays);
-                Ok(Box::new(OciRestorer::new(&request.setup, runtime, host)?))
+                Ok(Box::new(OciRestorer::new(&request.setup, engines.runc(), host)?))
+            }
+            docker::KIND => {
+                let host = oci_host(criu.clone(), &relays);
+                Ok(Box::new(DockerRestorer::new(&request.setup, engines.docker(), host)?))
             }
             other => Err(format!("this host cannot build a copy of kind {other:?}")),
         }),

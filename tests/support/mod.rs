@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod counter;
+pub mod dock;
 pub mod rig;
 pub mod trial;
 

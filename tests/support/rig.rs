@@ -222,6 +222,7 @@ pub fn start_receiver_with<'lab>(
         .args(["receive", "--listen", &listen, "--state", STATE])
         .args(more.iter().copied())
         .env("FERRY_LOG", "ferry_engine=debug")
+        .env("FERRY_DOCKER", ferry_lab::docker::SOCKET)
         .stdout(log)
         .stderr(log);
     if let Some(breakpoint) = breakpoint {

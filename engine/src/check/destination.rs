@@ -181,7 +181,7 @@ fn too_many(offer: &Offer, found: &mut Vec<Finding>) {
 }
 
 /// Ports that a socket of this host has already.
-fn ports(claims: &[PortClaim], found: &mut Vec<Finding>) {
+pub(crate) fn ports(claims: &[PortClaim], found: &mut Vec<Finding>) {
     if claims.is_empty() {
         return;
     }

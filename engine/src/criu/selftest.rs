@@ -154,7 +154,7 @@ fn move_in_place(
     let restore = asked.elapsed();
     let tasks = copy.tasks();
     let asked = Instant::now();
-    let released = copy.release();
+    let released = copy.release(&mut || ());
     let release = asked.elapsed();
     let alive = tasks.iter().any(|task| task.is_alive());
     for task in tasks.iter().filter(|task| task.is_alive()) {

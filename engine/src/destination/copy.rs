@@ -8,7 +8,7 @@ use crate::target::{HeldRestore, ReleaseError, RestorePlan, Restorer, TargetErro
 use ferry_transport::wire::control::{FinalSpace, RestoreMode};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::{JoinError, block_in_place, spawn_blocking};
 
 /// Everything that blocks is done on a thread that may; what the thread works with is
 /// absent meanwhile.
@@ -90,13 +90,17 @@ impl Copy {
         }
     }
 
-    /// Lets it run. Only after Commit is in the journal.
-    pub(super) async fn release(&mut self) -> Result<(), ReleaseError> {
+    /// Lets it run; `about_to_run` is the last that happens before. Only after Commit is in
+    /// the journal.
+    pub(super) fn release(&mut self, about_to_run: &mut (dyn FnMut() + Send)) -> Result<(), ReleaseError> {
         let unknown = |what: String| ReleaseError::Unknown(TargetError { what, log: None });
         let Hold::Held(held) = std::mem::replace(&mut self.hold, Hold::Nothing) else {
             return Err(unknown("nothing is held".into()));
         };
-        spawn_blocking(move || held.release()).await.unwrap_or_else(|panic| Err(unknown(panic.to_string())))
+        let released = block_in_place(|| {
+            std::thread::scope(|scope| scope.spawn(move || held.release(about_to_run)).join())
+        });
+        released.unwrap_or_else(|_| Err(unknown("the release panicked".into())))
     }
 
     /// It runs: waits until it has all of its pages.

@@ -79,7 +79,8 @@ impl DestinationNetwork {
         Ok(())
     }
 
-    /// The sockets are there: lets the address be heard again, and what was held come in.
+    /// The sockets are there, and the copy is about to run: lets the address be heard and
+    /// speak again, and what was held come in.
     pub(super) fn open(&mut self) -> Result<(), String> {
         let Some(moving) = &mut self.moving else { return Ok(()) };
         moving.drop.remove().map_err(|error| format!("the drop table: {error}"))?;
@@ -95,6 +96,12 @@ impl DestinationNetwork {
             Err(error) => return Err(format!("held packets were lost, clients will send again: {error}")),
         }
         Ok(())
+    }
+
+    /// Whether the copy runs is not known: silent again, until somebody knows.
+    pub(super) fn shut(&mut self) -> Result<(), String> {
+        let Some(moving) = &mut self.moving else { return Ok(()) };
+        moving.drop.install().map_err(|error| format!("the drop table: {error}"))
     }
 
     /// Everything as it was.

@@ -183,7 +183,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         Settlement::Leave => {
             // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
-                leftovers::remove_directory(&work_directory(work, id));
+                let _ = leftovers::remove_directory(&work_directory(work, id));
             }
             return Ok(found);
         }
@@ -245,7 +245,7 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
         let _ = holder.take_off();
     }
     open_network(id);
-    leftovers::remove_directory(&work_directory(work, id));
+    let _ = leftovers::remove_directory(&work_directory(work, id));
     Ok(())
 }
 

@@ -6,6 +6,11 @@ use crate::target::leftovers;
 use ferry_transport::wire::control::MigrationId;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often, and how long after each other, a removal that failed is tried again.
+const RETRIES: u32 = 120;
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Where a migration's images and CRIU's logs and sockets are.
 pub(super) struct Workplace {
@@ -51,8 +56,29 @@ impl Workplace {
         }
     }
 
-    /// Removes all of it.
+    /// Removes all of it. A host that is out of memory may be unable to just now, and is
+    /// tried again; what is left even then goes when a receiver next starts.
     pub(super) fn remove(&self) {
-        leftovers::remove_directory(&self.root);
+        if is_gone(&self.root) {
+            return;
+        }
+        let root = self.root.clone();
+        tokio::spawn(async move {
+            for _ in 0..RETRIES {
+                tokio::time::sleep(RETRY_AFTER).await;
+                if is_gone(&root) {
+                    return;
+                }
+            }
+            tracing::warn!(directory = %root.display(), "cannot be removed; the next `ferry receive` will try");
+        });
+    }
+}
+
+/// Removes a directory; whether nothing is there any more.
+fn is_gone(root: &Path) -> bool {
+    match leftovers::remove_directory(root) {
+        Ok(()) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }

@@ -17,7 +17,7 @@
 
 mod record;
 
-pub use record::{DestinationRecord, Entry, Epilogue, Record, Side, SourceRecord, TaskId};
+pub use record::{DestinationRecord, Entry, Record, Side, SourceRecord, TaskId};
 
 use ferry_transport::wire::control::MigrationId;
 use nix::fcntl::{FcntlArg, fcntl};

@@ -1,6 +1,7 @@
 //! The records of both sides.
 
 use crate::net::address::Place;
+use crate::target::Aftercare;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::PathBuf;
 
@@ -85,16 +86,6 @@ fn own_namespace() -> u64 {
     *OWN.get_or_init(|| std::fs::metadata("/proc/self/ns/pid").map_or(0, |about| about.ino()))
 }
 
-/// Programs, with their arguments, that finish what somebody else keeps of a target (a
-/// container runtime, say): for when its engine is dead.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Epilogue {
-    /// After its processes were removed here.
-    pub removed: Vec<String>,
-    /// After they were let run again here.
-    pub let_run: Vec<String>,
-}
-
 /// What the source decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,9 +102,9 @@ pub enum SourceRecord {
         address: Option<Place>,
         /// Where CRIU writes its images, which hold secrets.
         images: PathBuf,
-        /// What is to be done about the target beside its processes.
+        /// What has to be put right in the end beside the workload.
         #[serde(default)]
-        epilogue: Epilogue,
+        aftercare: Option<Box<Aftercare>>,
     },
     /// A freeze was requested.
     Freezing {

@@ -51,6 +51,9 @@ pub fn kill_quietly(tasks: &[TaskId]) -> usize {
 
 /// Takes the connections of tasks out of repair mode, in which a killed CRIU left
 /// them; each then asks its peer for news. Those that are not in it stay as they are.
+///
+/// With the mode the kernel forgets whether an address may be used again. It may, from
+/// now on: a server that is restarted must get its port while connections of old stand.
 pub fn wake(tasks: &[TaskId]) {
     drop(in_repair(tasks, Repair::Off));
 }
@@ -78,9 +81,15 @@ fn in_repair(tasks: &[TaskId], repair: Repair) -> Vec<OwnedFd> {
             // Only TCP knows the option; a listening socket refuses it, and says nothing anyway.
             let Ok(now) = getsockopt(&socket, sockopt::TcpRepair) else { continue };
             let wanted = u32::from(repair == Repair::On);
-            if now == wanted || setsockopt(&socket, sockopt::TcpRepair, &wanted).is_ok() {
-                sockets.push(socket);
+            if now != wanted {
+                if setsockopt(&socket, sockopt::TcpRepair, &wanted).is_err() {
+                    continue;
+                }
+                if repair == Repair::Off {
+                    let _ = setsockopt(&socket, sockopt::ReuseAddr, &true);
+                }
             }
+            sockets.push(socket);
         }
     }
     sockets

@@ -75,7 +75,7 @@ pub struct RoundReport {
 /// The downtime's parts, in the order in which they happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DowntimeReport {
-    /// Request until every task stands still.
+    /// Request until every task stands still and the destination holds what clients send.
     pub freeze_ms: f64,
     /// CRIU's dump of everything but memory.
     pub dump_ms: f64,
@@ -99,6 +99,41 @@ impl DowntimeReport {
         self.parts().iter().map(|(_, ms)| ms).sum()
     }
 
+    /// The parts' milliseconds, in order.
+    pub fn values(&self) -> [f64; 8] {
+        self.parts().map(|(_, ms)| ms)
+    }
+
+    /// Of milliseconds in order.
+    pub fn from_values(values: [f64; 8]) -> DowntimeReport {
+        let [
+            freeze_ms,
+            dump_ms,
+            final_scan_ms,
+            final_transfer_ms,
+            images_ms,
+            restore_ms,
+            commit_ms,
+            resume_ms,
+        ] = values;
+        DowntimeReport {
+            freeze_ms,
+            dump_ms,
+            final_scan_ms,
+            final_transfer_ms,
+            images_ms,
+            restore_ms,
+            commit_ms,
+            resume_ms,
+        }
+    }
+
+    /// Part by part with another.
+    pub fn zip(&self, other: &DowntimeReport, with: impl Fn(f64, f64) -> f64) -> DowntimeReport {
+        let (one, other) = (self.values(), other.values());
+        DowntimeReport::from_values(std::array::from_fn(|part| with(one[part], other[part])))
+    }
+
     /// Names and milliseconds, in order.
     pub fn parts(&self) -> [(&'static str, f64); 8] {
         [
@@ -112,6 +147,44 @@ impl DowntimeReport {
             ("resume", self.resume_ms),
         ]
     }
+}
+
+/// What the downtime was predicted to be, to be held against what it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionReport {
+    /// Its parts; they sum to `predicted_downtime_ms`. What is not predicted apart is 0.
+    pub parts: DowntimeReport,
+    /// Of this, what earlier moves to the destination added or took away.
+    pub learned_ms: f64,
+    /// How many they were.
+    pub lessons: usize,
+    /// What was to be moved.
+    pub tree: TreeReport,
+}
+
+/// The size of a tree, as it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeReport {
+    /// Processes.
+    pub processes: u64,
+    /// Their threads.
+    pub threads: u64,
+    /// Their mappings.
+    pub mappings: u64,
+    /// Their open descriptors.
+    pub descriptors: u64,
+}
+
+/// What the destination measured within the downtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThereReport {
+    /// Assembly of images and pages.
+    pub assemble_ms: f64,
+    /// CRIU, until it held the copy.
+    pub restore_ms: f64,
+    /// From Commit's arrival until the copy ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release_ms: Option<f64>,
 }
 
 /// What a client saw; only where a probe ran.
@@ -160,6 +233,12 @@ pub struct Report {
     /// The prediction that the freeze was decided on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_downtime_ms: Option<f64>,
+    /// How it was made up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionReport>,
+    /// The destination's own measurements, which are within `restore` and `resume`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub there: Option<ThereReport>,
     /// From Resumed until every page had been handed over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub brownout_ms: Option<f64>,

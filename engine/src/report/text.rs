@@ -1,6 +1,6 @@
 //! The report for people.
 
-use super::{Report, ReportOutcome};
+use super::{DowntimeReport, PredictionReport, Report, ReportOutcome};
 use ferry_transport::plain::Plain;
 use ferry_transport::units::{ByteRate, Bytes};
 use std::fmt::Write;
@@ -41,8 +41,17 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(out, "  frozen     because {}", last.reason);
     }
     if let (Some(total), Some(parts)) = (report.downtime_ms, &report.downtime) {
-        let parts: Vec<String> = parts.parts().iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
-        let _ = writeln!(out, "  downtime   {total:.1} ms = {}", parts.join(" + "));
+        let _ = writeln!(out, "  downtime   {total:.1} ms = {}", sum(parts));
+        if let (Some(predicted), Some(prediction)) = (report.predicted_downtime_ms, &report.prediction) {
+            let _ = writeln!(out, "  predicted  {predicted:.1} ms = {}", sum(&prediction.parts));
+            if prediction.lessons > 0 {
+                let PredictionReport { learned_ms, lessons, .. } = prediction;
+                let _ = writeln!(
+                    out,
+                    "             of this {learned_ms:+.1} ms learned from {lessons} earlier moves there"
+                );
+            }
+        }
     }
     if let Some(brownout) = report.brownout_ms {
         let _ = writeln!(out, "  brownout   {brownout:.0} ms until every page was handed over");
@@ -65,4 +74,9 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(out, "  note       {}", Plain(note));
     }
     out
+}
+
+fn sum(parts: &DowntimeReport) -> String {
+    let parts: Vec<String> = parts.parts().iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
+    parts.join(" + ")
 }

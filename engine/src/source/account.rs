@@ -3,7 +3,10 @@
 use super::clock::DowntimeClock;
 use super::plan::SourcePlan;
 use super::state::SourceState;
-use crate::report::{DowntimeReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport, ms};
+use crate::report::{
+    DowntimeReport, PredictionReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport,
+    ThereReport, ms,
+};
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::RestoreMode;
 use std::time::{Duration, Instant};
@@ -17,6 +20,10 @@ pub(super) struct Account {
     pub(super) rounds: Vec<RoundReport>,
     /// After the last round.
     pub(super) predicted: Option<Duration>,
+    /// How it is made up.
+    pub(super) prediction: Option<PredictionReport>,
+    /// What the destination measured.
+    pub(super) there: Option<ThereReport>,
     /// What the frozen part took on the wire.
     pub(super) final_bytes: Option<Bytes>,
     /// How long pages followed after Resumed.
@@ -32,6 +39,8 @@ impl Account {
             frozen_at: None,
             rounds: Vec::new(),
             predicted: None,
+            prediction: None,
+            there: None,
             final_bytes: None,
             brownout: None,
             notes,
@@ -89,7 +98,7 @@ impl Account {
             }
             SourceState::Aborted { at, cause } => (
                 ReportOutcome::Aborted,
-                "exited by itself".into(),
+                "exited".into(),
                 Some(format!("the workload exited meanwhile: {cause} (in {at})")),
             ),
             _ => (
@@ -119,6 +128,8 @@ impl Account {
             downtime_ms: downtime.map(|parts| parts.total_ms()),
             downtime,
             predicted_downtime_ms: self.predicted.map(ms),
+            prediction: self.prediction,
+            there: self.there,
             brownout_ms: self.brownout.map(ms),
             total_ms: ms(self.began.elapsed()),
             memory_bytes: plan.offer.memory.0,

@@ -3,7 +3,9 @@
 
 use super::account::Account;
 use super::conversation::{Conversation, Interrupted, unexpected};
+use super::experience;
 use super::final_state::send_images;
+use super::forecast::{Forecast, RemoteCost};
 use super::network::SourceNetwork;
 use super::observer::{Observer, Progress};
 use super::pages::MemoryThread;
@@ -11,14 +13,17 @@ use super::plan::{Finished, SourceParts, SourcePlan};
 use super::state::{SourceAction, SourceInput, SourceState, learned};
 use super::workload::Workload;
 use crate::check::{Findings, Severity};
-use crate::journal::{Journal, SourceRecord, TaskId};
+use crate::journal::{Journal, Side, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemoryError, RoundScan};
 use crate::net::hooks::Stage;
-use crate::report::{RoundReport, StrategyReport, ms};
+use crate::report::{RoundReport, StrategyReport, ThereReport, ms};
 use crate::strategy::{Budget, Decision, History, RoundStats, Strategy};
+use crate::target::Aftercare;
 use ferry_transport::page::Round;
 use ferry_transport::units::Bytes;
-use ferry_transport::wire::control::{FinalSpace, FinalState, Message, PROTOCOL_VERSION, RoundTotals};
+use ferry_transport::wire::control::{
+    FinalSpace, FinalState, Message, PROTOCOL_VERSION, RestoreTimes, RoundTotals,
+};
 use std::time::{Duration, Instant};
 
 /// One migration, seen from the source.
@@ -33,11 +38,11 @@ pub struct Source {
     journal: Journal<SourceRecord>,
     history: History,
     account: Account,
-    /// What a restore costs there, as it says.
-    restore_cost: Duration,
+    forecast: Forecast,
     rounds_began: Option<Instant>,
     doubt_since: Option<Instant>,
     refusal: Option<Findings>,
+    aftercare: Option<Aftercare>,
 }
 
 impl Source {
@@ -45,13 +50,14 @@ impl Source {
     pub fn new(plan: SourcePlan, parts: SourceParts) -> std::io::Result<Source> {
         let mut journal = Journal::open(&plan.state, plan.offer.id)?;
         let engine = TaskId::of(std::process::id() as i32)?;
+        let aftercare = parts.target.aftercare();
         journal.append(&SourceRecord::Started {
             target: plan.offer.target.clone(),
             to: plan.to.clone(),
             engine,
             address: parts.network.place().cloned(),
             images: plan.images.clone(),
-            epilogue: parts.target.epilogue(),
+            aftercare: aftercare.clone().map(Box::new),
         })?;
         Ok(Source {
             account: Account::new(plan.notes.clone()),
@@ -63,10 +69,11 @@ impl Source {
             observer: parts.observer,
             journal,
             history: History::default(),
-            restore_cost: Duration::ZERO,
+            forecast: Forecast::default(),
             rounds_began: None,
             doubt_since: None,
             refusal: None,
+            aftercare,
             plan,
         })
     }
@@ -121,10 +128,12 @@ impl Source {
     /// Connects, greets, offers; prepares what can be before the freeze.
     async fn negotiate(&mut self) -> Result<SourceInput, String> {
         self.peer.open().await?;
+        let greeted = Instant::now();
         self.send(Message::Hello(self.plan.hello.clone())).await?;
         let Message::Hello(theirs) = self.receive(Duration::from_secs(30)).await? else {
             return Err("the destination did not greet".into());
         };
+        let round_trip = greeted.elapsed();
         if theirs.protocol != PROTOCOL_VERSION {
             return Err(format!(
                 "the destination speaks protocol {} and this side {PROTOCOL_VERSION}: use the same version of ferry on both hosts",
@@ -134,7 +143,10 @@ impl Source {
         self.send(Message::Offer(Box::new(self.plan.offer.clone()))).await?;
         match self.receive(Duration::from_secs(120)).await? {
             Message::Accepted(accepted) => {
-                self.restore_cost = Duration::from_micros(accepted.restore_cost_us);
+                let restore = Duration::from_micros(accepted.restore_cost_us);
+                let experience = experience::of(&self.plan.state, &self.plan.to);
+                let there = RemoteCost { restore, round_trip };
+                self.forecast = Forecast::new(self.plan.tree, self.plan.local_cost, there, experience);
                 for finding in
                     accepted.findings.all().iter().filter(|found| found.severity >= Severity::Risks)
                 {
@@ -177,7 +189,9 @@ impl Source {
         }
         let duration = began.elapsed();
         let memory = self.memory.clone();
+        let scanned = Instant::now();
         let remaining = memory.peek().await.map_err(|error| error.to_string())?;
+        self.forecast.scan_took(scanned.elapsed());
         let stats = RoundStats {
             round,
             duration,
@@ -199,6 +213,7 @@ impl Source {
         self.observer.round(&report);
         self.account.rounds.push(report);
         self.account.predicted = predicted;
+        self.account.prediction = predicted.map(|whole| self.forecast.predict(whole - budget.fixed_cost));
         Ok(match decision {
             Decision::Continue(_) => SourceInput::RoundDone,
             Decision::StopAndCopy(_) => SourceInput::FreezeDecided,
@@ -206,7 +221,8 @@ impl Source {
         })
     }
 
-    /// Stops every task. The downtime begins.
+    /// Stops every task, while the destination begins to hold what clients send. The
+    /// downtime begins.
     async fn freeze(&mut self) -> Result<SourceInput, String> {
         // The hook is the user's time, not the workload's: before the clock.
         tokio::task::block_in_place(|| self.network.hook(Stage::PreFreeze))?;
@@ -215,6 +231,13 @@ impl Source {
         self.workload
             .freeze(self.plan.images.clone(), self.plan.offer.tcp, self.plan.freeze_deadline)
             .await?;
+        // What arrives here until now is in the sockets' queues, and moves with them. The dump
+        // locks the connections, and what arrives then is lost; a client sends it again after
+        // 200 ms at the earliest. So first nothing may arrive here any more.
+        match self.receive_frozen().await? {
+            Message::TakenOver => {}
+            other => return Err(unexpected(&other)),
+        }
         self.account.lap(|parts| &mut parts.freeze_ms);
         tokio::task::block_in_place(|| {
             self.network.hook(Stage::Frozen)?;
@@ -258,7 +281,13 @@ impl Source {
     /// is the destination's from now on; then, and only then, may Commit be sent.
     async fn await_ready(&mut self) -> Result<SourceInput, String> {
         match self.receive_frozen().await? {
-            Message::Ready(_) => {}
+            Message::Ready(RestoreTimes { assemble_us, restore_us }) => {
+                self.account.there = Some(ThereReport {
+                    assemble_ms: ms(Duration::from_micros(assemble_us)),
+                    restore_ms: ms(Duration::from_micros(restore_us)),
+                    release_ms: None,
+                });
+            }
             other => return Err(unexpected(&other)),
         }
         self.account.lap(|parts| &mut parts.restore_ms);
@@ -272,7 +301,12 @@ impl Source {
         let answer = self.peer.hear(self.plan.freeze_deadline).await;
         self.account.lap(|parts| &mut parts.resume_ms);
         Ok(match answer {
-            Ok(Message::Resumed(_)) => SourceInput::Resumed,
+            Ok(Message::Resumed(released_us)) => {
+                if let Some(there) = &mut self.account.there {
+                    there.release_ms = Some(ms(Duration::from_micros(released_us)));
+                }
+                SourceInput::Resumed
+            }
             // It wrote down Discarded before it said either.
             Ok(Message::NotResumed(why) | Message::Failed(why)) => SourceInput::NotResumed(why),
             Ok(other) => SourceInput::Silence(unexpected(&other)),
@@ -328,6 +362,7 @@ impl Source {
             SourceAction::Thaw => self.thaw().await,
             SourceAction::Disarm => self.memory.disarm(),
             SourceAction::JournalAborted(cause) => {
+                self.care(Side::Source);
                 self.record(SourceRecord::Aborted { cause: cause.clone() });
                 self.hook_after(Stage::Aborted, Some(cause));
             }
@@ -338,6 +373,15 @@ impl Source {
     async fn remove_tree(&mut self) {
         if let Err(error) = self.workload.remove().await {
             self.note(format!("CRIU did not remove the frozen tree, ferry killed it: {error}"));
+        }
+        self.care(Side::Destination);
+    }
+
+    /// Puts right what was changed around the workload, which lives on `runs`.
+    fn care(&mut self, runs: Side) {
+        let Some(aftercare) = &self.aftercare else { return };
+        if let Err(error) = tokio::task::block_in_place(|| aftercare.perform(runs)) {
+            self.note(error);
         }
     }
 
@@ -372,6 +416,13 @@ impl Source {
         let exists = !self.workload.tasks().is_empty();
         let mut report = self.account.report(&state, &self.plan, strategy, self.peer.wire_bytes(), exists);
         let _ = self.journal.sync();
+        // One that was in doubt teaches nothing about the next.
+        let measured = report.downtime.filter(|_| self.doubt_since.is_none());
+        if let Some(missed) = measured.and_then(|measured| self.forecast.missed(&measured))
+            && let Err(error) = experience::learn(&self.plan.state, &self.plan.to, missed)
+        {
+            report.notes.push(format!("the next prediction does not learn from this move: {error}"));
+        }
         if state.is_end() {
             let _ = std::fs::remove_dir_all(&self.plan.images);
         }
@@ -405,7 +456,7 @@ impl Source {
     fn budget(&self) -> Budget {
         Budget {
             downtime: self.plan.downtime,
-            fixed_cost: self.plan.dump_cost + self.restore_cost,
+            fixed_cost: self.forecast.fixed(),
             elapsed: self.rounds_began.map_or(Duration::ZERO, |began| began.elapsed()),
             deadline: self.plan.deadline,
         }

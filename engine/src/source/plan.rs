@@ -1,5 +1,7 @@
 //! What a migration is given, and what it gives back.
 
+use super::dump_cost::TreeCost;
+use super::forecast::LocalCost;
 use super::network::SourceNetwork;
 use super::observer::Observer;
 use super::state::SourceState;
@@ -34,8 +36,10 @@ pub struct SourcePlan {
     pub freeze_deadline: Duration,
     /// How long an unanswered Commit is asked after before an operator must.
     pub doubt_patience: Duration,
-    /// What a dump costs here beside the pages, measured.
-    pub dump_cost: Duration,
+    /// What is to be moved, counted, and its smaps walk, measured.
+    pub tree: TreeCost,
+    /// What CRIU costs here beside the pages, measured.
+    pub local_cost: LocalCost,
     /// Parallel page streams.
     pub streams: usize,
     /// `native` or `criu`.

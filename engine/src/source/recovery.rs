@@ -6,9 +6,10 @@
 //! stopped until somebody decides; after `completed` or `aborted` there is nothing
 //! to decide.
 
-use crate::journal::{self, Entry, Epilogue, Journal, Side, SourceRecord, TaskId};
+use crate::journal::{self, Entry, Journal, Side, SourceRecord, TaskId};
 use crate::net::address::{AddressHolder, Place};
 use crate::net::announce::Announcer;
+use crate::target::Aftercare;
 use crate::target::process::rescue;
 use ferry_transport::link::{Connector, LinkError};
 use ferry_transport::wire::control::{AddressMove, Hello, Message, MigrationId, Outcome};
@@ -109,12 +110,12 @@ pub fn settle(state: &Path, id: MigrationId) -> io::Result<SourceStanding> {
     if found != SourceStanding::Interrupted {
         return Ok(found);
     }
-    let Left { address, images, tasks, stopped, epilogue } = left(state, id);
+    let Left { address, images, tasks, stopped, aftercare } = left(state, id);
     of_here(&tasks).map_err(io::Error::other)?;
     let announcing = address.map(give_back);
     rescue::let_run(&images, &tasks, &stopped);
-    rescue::run(&epilogue.let_run);
-    announcing.map_or(Ok(()), wait_announced).map_err(io::Error::other)?;
+    let cared = aftercare.map_or(Ok(()), |aftercare| aftercare.perform(Side::Source));
+    announcing.map_or(Ok(()), wait_announced).and(cared).map_err(io::Error::other)?;
     let _ = std::fs::remove_dir_all(images);
     let cause = "its engine died before the commit".to_owned();
     Journal::open(state, id)?.append(&SourceRecord::Aborted { cause })?;
@@ -128,12 +129,11 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
         return Err(format!("migration {id} is not in doubt here: `ferry status` shows what it is"));
     };
     of_here(&tasks)?;
-    let Left { address, images, stopped, epilogue, .. } = left(state, id);
+    let Left { address, images, stopped, aftercare, .. } = left(state, id);
     let mut done = Vec::new();
     match runs {
         Side::Destination => {
             let removed = tasks.len() - rescue::remove(&images, &tasks);
-            rescue::run(&epilogue.removed);
             done.push(format!("{removed} of the {} stopped processes here were removed", tasks.len()));
         }
         Side::Source => {
@@ -141,12 +141,14 @@ pub fn resolve(state: &Path, id: MigrationId, runs: Side) -> Result<Vec<String>,
                 address.as_ref().map(|place| format!("{} is on {}", place.address, place.interface.name));
             let announcing = address.map(give_back);
             rescue::let_run(&images, &tasks, &stopped);
-            rescue::run(&epilogue.let_run);
             done.push(format!("the {} processes run again here", tasks.len()));
             if let (Some(what), Some(announcing)) = (what, announcing) {
                 done.push(wait_announced(announcing).map_or_else(|error| error, |()| what + " again"));
             }
         }
+    }
+    if let Some(Err(error)) = aftercare.map(|aftercare| aftercare.perform(runs)) {
+        done.push(error);
     }
     // Last: what was done may be done again, what is written down is not.
     let mut journal = Journal::open(state, id).map_err(|error| error.to_string())?;
@@ -190,15 +192,15 @@ struct Left {
     /// Stopped by CRIU, and pinned if the dump was held.
     tasks: Vec<TaskId>,
     stopped: Vec<TaskId>,
-    epilogue: Epilogue,
+    aftercare: Option<Aftercare>,
 }
 
 fn left(state: &Path, id: MigrationId) -> Left {
     let mut left = Left::default();
     for entry in journal::read::<SourceRecord>(state, id).unwrap_or_default() {
         match entry.record {
-            SourceRecord::Started { address, images, epilogue, .. } => {
-                (left.address, left.images, left.epilogue) = (address, images, epilogue);
+            SourceRecord::Started { address, images, aftercare, .. } => {
+                (left.address, left.images, left.aftercare) = (address, images, aftercare.map(|care| *care));
             }
             SourceRecord::Freezing { tasks, stopped } => (left.tasks, left.stopped) = (tasks, stopped),
             SourceRecord::Holding { tasks } => left.tasks = tasks,
@@ -235,7 +237,7 @@ mod tests {
             engine: ENGINE,
             address: None,
             images: "/nonexistent".into(),
-            epilogue: Epilogue::default(),
+            aftercare: None,
         };
         let entries: Vec<_> = std::iter::once(started)
             .chain(records.iter().cloned())

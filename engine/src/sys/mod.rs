@@ -18,6 +18,7 @@ pub mod procfs;
 pub mod ptrace;
 pub mod scheduling;
 pub mod socket_name;
+pub mod tripwire;
 pub mod twin;
 pub mod uffd_fill;
 pub mod userfaultfd;

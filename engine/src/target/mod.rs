@@ -1,12 +1,15 @@
 //! The seams to what owns the workload: how it is frozen and dumped at the
 //! source, restored at the destination, and held on both until the outcome is known.
 
+pub mod aftercare;
+pub mod docker;
 pub(crate) mod leftovers;
 pub mod oci;
 pub mod process;
 
 use crate::check::Finding;
-use crate::journal::{Epilogue, TaskId};
+use crate::journal::TaskId;
+pub use aftercare::Aftercare;
 use ferry_transport::wire::control::{Offer, RestorerRequest, TcpMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,9 +52,10 @@ pub trait Target: Send {
         Ok(RestorerRequest::process())
     }
 
-    /// What is to be done beside its processes if this engine dies.
-    fn epilogue(&self) -> Epilogue {
-        Epilogue::default()
+    /// What has to be put right here in the end, whoever is left to do it. Asked before
+    /// [`Target::prepare`], and written down before anything is changed.
+    fn aftercare(&self) -> Option<Aftercare> {
+        None
     }
 
     /// Starts and checks whatever can be started and checked before the freeze.
@@ -135,8 +139,10 @@ pub trait HeldRestore: Send {
     fn tasks(&self) -> Vec<TaskId>;
 
     /// Lets it run. Returns when the first task may have run; an error says that
-    /// this cannot be known, unless `NeverRan`.
-    fn release(self: Box<Self>) -> Result<(), ReleaseError>;
+    /// this cannot be known, unless `NeverRan`. `about_to_run` is called when all that is
+    /// left to be done is to let go of the tasks, whose sockets are whole: never before a
+    /// `NeverRan`.
+    fn release(self: Box<Self>, about_to_run: &mut (dyn FnMut() + Send)) -> Result<(), ReleaseError>;
 
     /// Removes it; provably nothing of it ran.
     fn discard(self: Box<Self>) -> Result<(), TargetError>;

@@ -159,6 +159,7 @@ impl Destination {
             (DestinationState::Receiving, Heard::Message(Say::Freezing)) => {
                 self.todo.push_back(Deed::JournalTakingOver);
                 self.todo.push_back(Deed::TakeAddress);
+                self.todo.push_back(Deed::Say(Say::TakenOver));
             }
             (DestinationState::Receiving, Heard::Message(Say::FinalState)) => {
                 self.todo.push_back(Deed::Say(Say::RoundAcked));

@@ -11,6 +11,7 @@ pub enum Say {
     RoundEnd,
     RoundAcked,
     Freezing,
+    TakenOver,
     FinalState,
     Ready,
     Commit,

@@ -66,7 +66,7 @@ impl Source {
                 engine: ENGINE,
                 address: None,
                 images: "/nonexistent".into(),
-                epilogue: Default::default(),
+                aftercare: None,
             },
         );
         let mut source = Source { state: SourceState::Preparing, todo: VecDeque::new(), rounds };
@@ -147,12 +147,7 @@ impl Source {
         self.todo.extend(match self.state {
             SourceState::Preparing => vec![Deed::Say(Say::Offer)],
             SourceState::PreCopy { .. } => vec![Deed::Say(Say::RoundEnd)],
-            SourceState::Freezing => vec![
-                Deed::Say(Say::Freezing),
-                Deed::Freeze,
-                Deed::TakeAddressOff,
-                Deed::Happens(SourceInput::Frozen),
-            ],
+            SourceState::Freezing => vec![Deed::Say(Say::Freezing), Deed::Freeze],
             SourceState::StopAndCopy => vec![
                 Deed::Dump,
                 Deed::JournalHolding,
@@ -186,6 +181,10 @@ impl Source {
             (SourceState::Preparing, Say::Accepted) => self.decide(0, SourceInput::Accepted),
             (SourceState::PreCopy { round }, Say::RoundAcked) => {
                 self.decide(round.0 + 1, SourceInput::RoundDone)
+            }
+            (SourceState::Freezing, Say::TakenOver) => {
+                self.todo.extend([Deed::TakeAddressOff, Deed::Happens(SourceInput::Frozen)]);
+                return Turn::Done;
             }
             (SourceState::StopAndCopy, Say::RoundAcked) => SourceInput::FinalSent,
             (SourceState::AwaitingReady, Say::Ready) => {

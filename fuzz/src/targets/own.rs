@@ -40,7 +40,7 @@ pub(super) fn journal_seeds() -> Vec<Vec<u8>> {
             engine,
             address: None,
             images: "/run/ferry".into(),
-            epilogue: Default::default(),
+            aftercare: None,
         },
         SourceRecord::Freezing { tasks: tasks.clone(), stopped: tasks.clone() },
         SourceRecord::Holding { tasks: tasks.clone() },

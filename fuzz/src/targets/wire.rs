@@ -111,6 +111,7 @@ pub(super) fn control_seeds() -> Vec<Vec<u8>> {
         Message::RoundEnd(totals),
         Message::RoundAcked(Round(3)),
         Message::Freezing,
+        Message::TakenOver,
         Message::Image(ImageFile { name: "mm-42.img".into(), crc: 1, size: 9, offset: 2, data: vec![7; 7] }),
         Message::FinalState(Box::new(FinalState {
             totals,

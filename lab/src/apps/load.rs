@@ -3,7 +3,7 @@
 use anyhow::Result;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,20 +39,39 @@ impl LoadResult {
 pub struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<LoadResult>>,
+    /// Replies so far, of each connection.
+    replies: Vec<Arc<AtomicU64>>,
 }
 
 impl Load {
     /// Drives each connection at `per_second` operations.
     pub fn start<O: Operation>(connections: Vec<O>, per_second: f64) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = connections
-            .into_iter()
-            .map(|connection| {
-                let stop = stop.clone();
-                std::thread::spawn(move || drive(connection, per_second, &stop))
-            })
-            .collect();
-        Load { stop, threads }
+        let (mut threads, mut replies) = (Vec::new(), Vec::new());
+        for connection in connections {
+            let (stop, count) = (stop.clone(), Arc::new(AtomicU64::new(0)));
+            replies.push(count.clone());
+            threads.push(std::thread::spawn(move || drive(connection, per_second, &stop, &count)));
+        }
+        Load { stop, threads, replies }
+    }
+
+    /// Waits until every connection has had a reply to a request that it sent from now
+    /// on. `false` if one broke, or had none within `patience`: a client whose request
+    /// was lost sends it again at growing intervals, which after an outage of some
+    /// seconds are as long.
+    pub fn goes_on(&self, patience: Duration) -> bool {
+        let replies = || self.replies.iter().map(|count| count.load(Ordering::Relaxed));
+        // The next reply may be to a request that was under way.
+        let wanted: Vec<u64> = replies().map(|count| count + 2).collect();
+        let deadline = Instant::now() + patience;
+        while !replies().zip(&wanted).all(|(count, wanted)| count >= *wanted) {
+            if !self.is_well() || Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 
     /// Whether every connection still works.
@@ -78,7 +97,12 @@ impl Load {
     }
 }
 
-fn drive(mut connection: impl Operation, per_second: f64, stop: &AtomicBool) -> LoadResult {
+fn drive(
+    mut connection: impl Operation,
+    per_second: f64,
+    stop: &AtomicBool,
+    replies: &AtomicU64,
+) -> LoadResult {
     let mut result = LoadResult::default();
     let start = Instant::now();
     let mut last = start;
@@ -90,6 +114,7 @@ fn drive(mut connection: impl Operation, per_second: f64, stop: &AtomicBool) -> 
             break;
         }
         result.operations += 1;
+        replies.store(result.operations, Ordering::Relaxed);
         let now = Instant::now();
         result.longest_gap = result.longest_gap.max(now - last);
         last = now;

@@ -143,7 +143,11 @@ impl Trial {
             }
             Deed::Outgrow => {
                 self.commands.borrow_mut().deed(&format!("grow {OUTGROWN}")).unwrap();
-                return Box::new(|| self.commands.borrow_mut().deed("shrink").unwrap());
+                return Box::new(|| {
+                    let mut commands = self.commands.borrow_mut();
+                    commands.deed("check").expect("its memory is right");
+                    commands.deed("shrink").unwrap();
+                });
             }
             Deed::Starve(oom) => {
                 let starved = Starved::new(there, oom);

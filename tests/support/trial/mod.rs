@@ -117,7 +117,8 @@ impl Trial {
             self.rig.it_moved();
         }
         self.nothing_is_left(&what);
-        if !self.load.as_ref().is_some_and(Load::is_well) {
+        // So that no outage of the next trial falls on a client that waits because of this one.
+        if !self.load.as_ref().is_some_and(|load| load.goes_on(PATIENCE)) {
             println!("{what}: a connection broke\n{}", self.logs());
             counter::finish(self.load.take().expect("a load"));
         }
@@ -126,6 +127,31 @@ impl Trial {
             assert!(report.contains(said), "{what}: the report does not say `{said}`\n{}", self.logs());
         }
         self.done += 1;
+    }
+
+    /// One in which CRIU dies where that may cost the workload its life. Whether it did:
+    /// then this is said, and nothing is left; else all is well.
+    pub fn is_fatal(&mut self, mark: &'static str) -> bool {
+        let deed = Deed::KillCriuAmid(At::Source, mark, 0);
+        let what = format!("{deed:?}");
+        let here = self.rig.here();
+        let (engine, stopped) = self.migrate_to(At::Source, "after-send:Freezing", &what);
+        let undo = self.perform(deed, &engine);
+        self.let_go(&engine, stopped, &what);
+        undo();
+        let report = fs::read_to_string(here.path("/run/migrate.out")).unwrap();
+        assert!(report.contains("CRIU died"), "{what}\n{}", self.logs());
+        let said = "CRIU was killed within the dump also ended process";
+        let is_dead = proof::state_of(here, self.pid).is_none() || report.contains(said);
+        println!("  {what}: {}", if is_dead { "a process died of it" } else { "it lives" });
+        if is_dead {
+            assert!(report.contains(said), "{what}: that it died is not said\n{}", self.logs());
+        } else {
+            assert_eq!(self.where_it_runs(&what), Ends::Here, "{what}");
+            assert!(self.load.as_ref().is_some_and(Load::is_well), "{what}: a connection broke");
+        }
+        self.nothing_is_left(&what);
+        is_dead
     }
 
     /// A migration during which the workload exits. Nothing runs anywhere afterwards,

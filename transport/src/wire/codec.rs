@@ -113,6 +113,7 @@ kinds! {
     KeepAlive = 19, Message::KeepAlive,
     Check = 20, Message::Check(_),
     Findings = 21, Message::Findings(_),
+    TakenOver = 22, Message::TakenOver,
 }
 
 impl MessageKind {

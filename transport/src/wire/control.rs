@@ -9,7 +9,8 @@
 //!   (pages of round n on page streams)
 //!   RoundEnd{n} -------------------------->
 //!          <-------------------------------  RoundAcked{n}          … per round
-//!   Freezing ----------------------------->  (prepares: drop rule, CRIU, pager)
+//!   Freezing ----------------------------->  takes the address over, holds what comes
+//!          <-------------------------------  TakenOver
 //!   (final pages)  Image* ---------------->
 //!   FinalState --------------------------->  assembles, restores, holds
 //!          <-------------------------------  Ready | Failed
@@ -315,8 +316,11 @@ pub enum Message {
     RoundEnd(RoundTotals),
     /// Destination: all of them are in the store.
     RoundAcked(Round),
-    /// Source: the freeze is being requested now.
+    /// Source: the freeze is being requested now; take the address over.
     Freezing,
+    /// Destination: what clients send is held here from now on. Before it the source
+    /// dumps nothing.
+    TakenOver,
     /// Source: a part of an image file.
     Image(ImageFile),
     /// Source: nothing more follows.
@@ -358,6 +362,7 @@ impl Message {
             Message::RoundEnd(_) => "RoundEnd",
             Message::RoundAcked(_) => "RoundAcked",
             Message::Freezing => "Freezing",
+            Message::TakenOver => "TakenOver",
             Message::Image(_) => "Image",
             Message::FinalState(_) => "FinalState",
             Message::Ready(_) => "Ready",

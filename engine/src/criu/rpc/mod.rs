@@ -15,6 +15,7 @@ pub mod runtime;
 mod socket;
 
 use super::proto::{Features, Notify, Options, Request, Response, request_type};
+use crate::sys::tripwire::Tripwire;
 use process::Process;
 use prost::Message;
 use runtime::Runtime;
@@ -127,6 +128,8 @@ pub struct Swrk {
     socket: Socket,
     /// Who asked for it, where that was not ferry.
     runtime: Option<Runtime>,
+    /// Absent where CRIU was not given its end.
+    tripwire: Option<Tripwire>,
     /// The other end of [`LAZY_SOCKET`], on which nothing is ever asked for.
     _fetches_nothing: Option<UnixStream>,
 }
@@ -146,7 +149,9 @@ impl Swrk {
     pub fn start(launch: &Launch<'_>) -> io::Result<Swrk> {
         let (socket, theirs) = Socket::pair()?;
         let mut command = Command::new(launch.criu);
-        command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        let (tripwire, end) = Tripwire::new()?;
+        // What CRIU has to say is in its log. An end to read from takes no word of it.
+        command.args(["swrk", "0"]).stdin(theirs).stdout(Stdio::null()).stderr(end);
         command.process_group(0);
         let mut fetches_nothing = None;
         if launch.pages == PagePayload::LazyPages {
@@ -156,7 +161,8 @@ impl Swrk {
         }
         command.env_remove("FERRY_SHIM").envs(launch.environment());
         let process = Process::Own(command.spawn()?);
-        Ok(Swrk { process, socket, runtime: None, _fetches_nothing: fetches_nothing })
+        let tripwire = Some(tripwire);
+        Ok(Swrk { process, socket, runtime: None, tripwire, _fetches_nothing: fetches_nothing })
     }
 
     /// CRIU's PID.
@@ -177,6 +183,20 @@ impl Swrk {
         match self.hear(WARM_UP)?.0 {
             Said::Done { success: true, .. } => Ok(()),
             said => Err(RpcError::Malformed(format!("it does not come up: {said:?}"))),
+        }
+    }
+
+    /// Has the threads, which CRIU holds, stopped by the kernel if CRIU dies, before they
+    /// come free. Until [`Swrk::may_end`].
+    pub fn stop_at_death(&mut self, threads: impl IntoIterator<Item = i32>) -> io::Result<()> {
+        let tripwire = self.tripwire.as_mut().ok_or_else(|| io::Error::other("CRIU has no tripwire"))?;
+        threads.into_iter().try_for_each(|thread| tripwire.stop_at_death(thread))
+    }
+
+    /// From now on CRIU's end stops nobody.
+    pub fn may_end(&mut self) {
+        if let Some(tripwire) = &mut self.tripwire {
+            tripwire.disarm();
         }
     }
 
@@ -332,6 +352,7 @@ impl Drop for Swrk {
         if !self.is_up() || matches!(self.process, Process::Theirs { .. }) {
             return;
         }
+        self.may_end();
         let pid = nix::unistd::Pid::from_raw(self.pid());
         let reap = move || {
             let _ = nix::sys::wait::waitpid(pid, None);

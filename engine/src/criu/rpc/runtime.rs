@@ -5,6 +5,7 @@ use super::overlay::{self, Unreadable};
 use super::process::Process;
 use super::socket::{Packet, Socket};
 use crate::criu::proto::{CONFIG_FILE, FREEZE_CGROUP, Options};
+use crate::sys::tripwire::Tripwire;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -114,6 +115,7 @@ pub struct Interposed {
     runtime: Socket,
     criu: Socket,
     process: Process,
+    tripwire: Option<Tripwire>,
     fetches_nothing: Option<UnixStream>,
 }
 
@@ -128,16 +130,17 @@ pub enum Wanted {
 
 impl Interposed {
     /// With the runtime's end of its conversation and CRIU's number. The other end of
-    /// the conversation with CRIU is for CRIU itself, and so is what is to become its
-    /// standard output, where that is wanted.
+    /// the conversation with CRIU is for CRIU itself, and so are the tripwire's and what is
+    /// to become its standard output, where they are wanted.
     pub fn new(
         runtime: OwnedFd,
         pid: i32,
+        tripwire: Option<Tripwire>,
         fetches_nothing: Option<UnixStream>,
     ) -> io::Result<(Interposed, OwnedFd)> {
         let (criu, theirs) = Socket::pair()?;
         let process = Process::of(pid)?;
-        Ok((Interposed { runtime: Socket::of(runtime), criu, process, fetches_nothing }, theirs))
+        Ok((Interposed { runtime: Socket::of(runtime), criu, process, tripwire, fetches_nothing }, theirs))
     }
 
     /// Waits for the runtime's request: parks it if it is of this kind, else passes
@@ -156,6 +159,7 @@ impl Interposed {
                 process: self.process,
                 socket: self.criu,
                 runtime: Some(runtime),
+                tripwire: self.tripwire,
                 _fetches_nothing: self.fetches_nothing,
             })));
         }

@@ -46,6 +46,7 @@ impl Destination {
                     self.record(&DestinationRecord::TakingOver)?;
                     self.network()?.take_over()?;
                     self.tell_network_notes();
+                    self.peer.say(Message::TakenOver).await?;
                 }
                 Message::Image(part) => intake.image(part)?,
                 Message::FinalState(state) => {
@@ -105,15 +106,23 @@ impl Destination {
         if let Err(cause) = self.record(&DestinationRecord::Released) {
             return Ok(DestinationInput::NeverRan(cause));
         }
-        match self.copy.release().await {
+        // The sockets are there and nothing has run: what the copy says first must not be lost.
+        let mut opened = Ok(());
+        let mut network = self.network.as_mut();
+        let released = self.copy.release(&mut || {
+            opened = network.as_mut().map_or(Ok(()), |network| network.open());
+        });
+        match released {
             Ok(()) => {}
             Err(ReleaseError::NeverRan(error)) => return Ok(DestinationInput::NeverRan(error.to_string())),
             Err(ReleaseError::Unknown(error)) => {
+                // Perhaps nothing runs that could answer: the kernel must not do so.
+                let shut = self.network().and_then(DestinationNetwork::shut);
+                self.tell_failure(shut);
                 return Ok(DestinationInput::ReleaseUnknown(error.to_string()));
             }
         }
-        // The sockets are there: the network may speak. A failure here is told, not fatal.
-        let opened = self.network().and_then(DestinationNetwork::open);
+        // The network's failure is told, not fatal.
         self.tell_failure(opened);
         let recorded = self.record(&DestinationRecord::Resumed);
         self.tell_failure(recorded);

@@ -8,10 +8,10 @@ use super::stdio;
 use super::{Host, fails};
 use crate::criu::proto::Options;
 use crate::criu::rpc::{Launch, PagePayload, Swrk};
-use crate::journal::{Epilogue, TaskId};
+use crate::journal::TaskId;
 use crate::target::process::common_options;
 use crate::target::process::dump::{Dump, tasks_of};
-use crate::target::{FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
+use crate::target::{Aftercare, FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
 use ferry_transport::wire::control::{RestorerRequest, TcpMode};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +31,17 @@ pub struct OciTarget {
     setup: Setup,
     members: Arc<Members>,
     pages: PagePayload,
+    network: Network,
     parked: Option<Parked>,
+}
+
+/// Where the devices of a container's network namespace come from in its copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    /// From the images.
+    InImages,
+    /// From whoever calls the runtime.
+    MadeByRuntime,
 }
 
 /// The runtime's checkpoint, held back at its request.
@@ -59,7 +69,17 @@ impl OciTarget {
         }
         let members = Arc::new(members);
         let pages = if host.criu.shim.is_some() { PagePayload::Ferry } else { PagePayload::LazyPages };
-        Ok(OciTarget { id: id.to_owned(), runtime, host, state, setup, members, pages, parked: None })
+        Ok(OciTarget {
+            id: id.to_owned(),
+            runtime,
+            host,
+            state,
+            setup,
+            members,
+            pages,
+            network: Network::InImages,
+            parked: None,
+        })
     }
 
     /// The container's first process, as this host numbers it.
@@ -73,6 +93,24 @@ impl OciTarget {
         self
     }
 
+    /// The runtime's caller gives a copy its network devices anew: they are left out of
+    /// the images.
+    pub fn with_network_made_by_runtime(mut self) -> OciTarget {
+        self.network = Network::MadeByRuntime;
+        self
+    }
+
+    /// CRIU's `descriptors.json`.
+    pub fn descriptors(&self) -> &[String] {
+        &self.setup.descriptors
+    }
+
+    /// Only a namespace of its own, and made for it, has devices that are anybody's to make.
+    fn network(&self) -> Result<Network, TargetError> {
+        let own = self.setup.config()?.has_own("network");
+        Ok(if own { self.network } else { Network::InImages })
+    }
+
     fn park(&self) -> Result<Parked, TargetError> {
         self.members.refuse_outsiders()?;
         let problem = |error: std::io::Error| fails(format!("the checkpoint cannot be prepared: {error}"));
@@ -80,7 +118,8 @@ impl OciTarget {
         let registration = Registration::new(relays, &self.id, Deed::Checkpoint).map_err(problem)?;
         let scratch = tempfile::TempDir::new_in(relays).map_err(problem)?;
         let wrapper = place_wrapper(scratch.path(), ferry, &criu.program, relays).map_err(problem)?;
-        let mut call = self.runtime.checkpoint(&self.id, &wrapper, scratch.path()).map_err(problem)?;
+        let mut call =
+            self.runtime.checkpoint(&self.id, &wrapper, scratch.path(), self.network()?).map_err(problem)?;
         let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: self.pages };
         let parked = registration.await_request(&launch, START, || call.is_up());
         let said = |call: &mut Call, what: &dyn std::fmt::Display| {
@@ -130,8 +169,8 @@ impl Target for OciTarget {
         Ok(RestorerRequest { kind: super::KIND.into(), setup })
     }
 
-    fn epilogue(&self) -> Epilogue {
-        Epilogue { removed: self.runtime.delete_command(&self.id), ..Epilogue::default() }
+    fn aftercare(&self) -> Option<Aftercare> {
+        Some(Aftercare::RuntimeContainer { delete: self.runtime.delete_command(&self.id) })
     }
 
     fn prepare(&mut self) -> Result<(), TargetError> {

@@ -18,6 +18,7 @@ use crate::criu::rpc::runtime::{Interposed, Wanted};
 use crate::criu::rpc::{LAZY_SOCKET, Launch, PagePayload, Swrk, fetch_nothing};
 use crate::sys::fdpass;
 use crate::sys::procfs::{self, stat};
+use crate::sys::tripwire::Tripwire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,8 @@ struct Announcement {
 struct Instruction {
     program: PathBuf,
     environment: Vec<(String, String)>,
+    /// The numbers that it puts the further descriptors at.
+    further: Vec<i32>,
 }
 
 /// Where an engine waits for a container's CRIU.
@@ -186,17 +189,28 @@ impl Registration {
             PagePayload::LazyPages => fetch_nothing().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
             PagePayload::Criu | PagePayload::Ferry => (None, None),
         };
-        let (interposed, criu) = Interposed::new(socket, who.pid(), fetches_nothing)?;
+        let (tripwire, end) = match self.announced.deed {
+            Deed::Checkpoint => Tripwire::new().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
+            Deed::Restore => (None, None),
+        };
+        let (interposed, criu) = Interposed::new(socket, who.pid(), tripwire, fetches_nothing)?;
         let text = |text: &OsStr| text.to_str().map(str::to_owned).ok_or(io::ErrorKind::InvalidFilename);
         let mut environment = Vec::new();
         for (name, value) in launch.environment() {
             environment.push((name.to_owned(), text(&value)?));
         }
-        let instruction = Instruction { program: launch.criu.to_owned(), environment };
-        let mut give = vec![criu.as_fd()];
-        give.extend(theirs.as_ref().map(|end| end.as_fd()));
+        // What CRIU has to say is in its log, so its standard error can hold the tripwire's end.
+        let further = [
+            (theirs.as_ref().map(AsFd::as_fd), LAZY_SOCKET),
+            (end.as_ref().map(AsFd::as_fd), libc::STDERR_FILENO),
+        ];
+        let further = further.into_iter().filter_map(|(end, at)| Some((end?, at)));
+        let (further, numbers): (Vec<_>, Vec<_>) = further.unzip();
+        let program = launch.criu.to_owned();
+        let instruction = Instruction { program, environment, further: numbers };
+        let give: Vec<_> = std::iter::once(criu.as_fd()).chain(further).collect();
         fdpass::send(relay.as_fd(), &serde_json::to_vec(&instruction)?, &give)?;
-        drop((criu, theirs));
+        drop((criu, theirs, end));
         interposed.attend(self.announced.deed.request())
     }
 }
@@ -270,8 +284,8 @@ fn hand_over(directory: &Path, number: i32) -> Option<Instruction> {
     let instruction: Instruction = serde_json::from_slice(bytes.get(..len)?).ok()?;
     let mut fds = fds.into_iter();
     let criu: OwnedFd = fds.next()?;
-    if let Some(nothing) = fds.next() {
-        fdpass::put_in_place(&nothing, LAZY_SOCKET).ok()?;
+    for (further, at) in fds.zip(&instruction.further) {
+        fdpass::put_in_place(&further, *at).ok()?;
     }
     fdpass::put_in_place(&criu, number).ok()?;
     // In place of `number` it must not be closed again.

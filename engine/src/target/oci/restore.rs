@@ -211,9 +211,9 @@ impl HeldRestore for Held {
         self.copy.tasks()
     }
 
-    fn release(self: Box<Self>) -> Result<(), ReleaseError> {
+    fn release(self: Box<Self>, about_to_run: &mut (dyn FnMut() + Send)) -> Result<(), ReleaseError> {
         let Held { copy, mut around } = *self;
-        match copy.release() {
+        match copy.release(about_to_run) {
             Ok(()) => {
                 // The runtime ends by itself, off the critical path.
                 let waits = std::thread::Builder::new().name("ferry-runtime".into());

@@ -1,10 +1,11 @@
 //! The runtime's own commands.
 
+use super::dump::Network;
 use super::fails;
 use super::relay::is_container_id;
 use crate::sys::procfs::read_limited;
 use crate::target::TargetError;
-use crate::target::process::rescue;
+use crate::target::aftercare;
 use serde::Deserialize;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -87,9 +88,18 @@ impl Runtime {
     }
 
     /// Starts a checkpoint that goes through the wrapper to CRIU.
-    pub(super) fn checkpoint(&self, id: &str, wrapper: &Path, scratch: &Path) -> io::Result<Call> {
+    pub(super) fn checkpoint(
+        &self,
+        id: &str,
+        wrapper: &Path,
+        scratch: &Path,
+        network: Network,
+    ) -> io::Result<Call> {
         let mut command = self.through(wrapper, scratch);
         command.arg("checkpoint").arg("--image-path").arg(scratch).arg("--work-path").arg(scratch);
+        if network == Network::MadeByRuntime {
+            command.args(["--empty-ns", "network"]);
+        }
         command.arg(id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Call::start(command, scratch)
     }
@@ -112,7 +122,7 @@ impl Runtime {
 
     /// Removes what is left of a container that has no process any more.
     pub(super) fn delete(&self, id: &str) {
-        rescue::run(&self.delete_command(id));
+        aftercare::run(&self.delete_command(id));
     }
 
     pub(super) fn delete_command(&self, id: &str) -> Vec<String> {

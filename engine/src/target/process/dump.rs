@@ -1,13 +1,13 @@
 //! The source's side: freeze, dump, hold.
 
 use super::lock::NetworkLock;
-use super::{Criu, complain, failed, payload, place, process_options};
+use super::{Criu, complain, failed, payload, place, process_options, rescue};
 use crate::criu::proto::Options;
 use crate::criu::rpc::{PagePayload, Reached, Swrk};
 use crate::journal::TaskId;
 use crate::memory::ProcessSet;
 use crate::net::connections;
-use crate::sys::procfs::stat;
+use crate::sys::procfs::{self, stat};
 use crate::target::{FreezeTimes, FrozenDump, HeldDump, Target, TargetError};
 use ferry_transport::wire::control::TcpMode;
 use nix::sys::signal::{Signal, kill};
@@ -134,14 +134,20 @@ impl Dump {
                 return Err(failed("freeze", error, &log));
             }
         }
+        let freeze = asked.elapsed();
+        let tree = processes.processes().and_then(|pids| pids.into_iter().map(TaskId::of).collect());
+        let threads = tree.iter().flatten().flat_map(threads_of);
+        if let Err(error) = swrk.stop_at_death(threads) {
+            tracing::warn!(%error, "should CRIU die in the dump, connections may break");
+        }
         Ok(Frozen {
             swrk,
             log,
             pages,
             root,
-            processes,
+            tree,
             deadline,
-            freeze: asked.elapsed(),
+            freeze,
             frozen: Instant::now(),
             lock,
             stopped,
@@ -157,7 +163,8 @@ pub(in crate::target) struct Frozen {
     log: PathBuf,
     pages: PagePayload,
     root: i32,
-    processes: Arc<dyn ProcessSet>,
+    /// Root first.
+    tree: std::io::Result<Vec<TaskId>>,
     deadline: Duration,
     freeze: Duration,
     frozen: Instant,
@@ -174,19 +181,25 @@ impl FrozenDump for Frozen {
         match reached {
             Ok(Reached::Stage { .. }) => {}
             Ok(Reached::End { message, .. }) => {
+                let tree = self.tree.unwrap_or_default();
+                // It let them go; but they were stopped if it exited before this.
+                self.swrk.may_end();
                 self.lock.remove();
+                rescue::go_on(&tree, &self.stopped);
                 return Err(complain("dump", &message, &self.log));
             }
             Err(error) => {
+                let tree = self.tree.unwrap_or_default();
                 self.swrk.kill();
-                self.lock.remove();
-                connections::wake(&tasks_of(&*self.processes));
-                return Err(failed("dump", error, &self.log));
+                self.swrk.may_end();
+                rescue::let_run(&self.images, &tree, &self.stopped);
+                let mut error = failed("dump", error, &self.log);
+                error.what += &rescue::harm(&tree);
+                return Err(error);
             }
         }
         let times = FreezeTimes { freeze: self.freeze, dump: self.frozen.elapsed() };
-        let tree = self.processes.processes().and_then(|pids| pids.into_iter().map(TaskId::of).collect());
-        let flaw = match (&tree, self.pages) {
+        let flaw = match (&self.tree, self.pages) {
             (Err(error), _) => Some(format!("the frozen tree cannot be listed: {error}")),
             (Ok(_), PagePayload::Ferry) => payload::verify_left_out(&self.images).err(),
             (Ok(_), PagePayload::LazyPages) => payload::leave_out(&self.images).err(),
@@ -196,9 +209,8 @@ impl FrozenDump for Frozen {
             swrk: Some(self.swrk),
             log: self.log,
             root: self.root,
-            tree: tree.unwrap_or_default(),
+            tree: self.tree.unwrap_or_default(),
             stopped: self.stopped,
-            pinned: Vec::new(),
             times,
             lock: self.lock,
             _directory: self.directory,
@@ -218,6 +230,10 @@ pub(in crate::target) fn tasks_of(processes: &dyn ProcessSet) -> Vec<TaskId> {
     pids.into_iter().filter_map(|pid| TaskId::of(pid).ok()).collect()
 }
 
+fn threads_of(task: &TaskId) -> Vec<i32> {
+    procfs::numeric_entries(&format!("/proc/{}/task", task.pid)).unwrap_or_default()
+}
+
 /// Tasks that somebody else has stopped: they stay so whatever we do.
 fn stopped_tasks(processes: &dyn ProcessSet) -> Vec<TaskId> {
     tasks_of(processes).into_iter().filter(TaskId::is_stopped).collect()
@@ -231,8 +247,6 @@ struct Held {
     tree: Vec<TaskId>,
     /// Tasks that were stopped before the freeze.
     stopped: Vec<TaskId>,
-    /// Tasks that our SIGSTOP is queued to.
-    pinned: Vec<TaskId>,
     times: FreezeTimes,
     lock: NetworkLock,
     _directory: std::fs::File,
@@ -252,7 +266,7 @@ impl HeldDump for Held {
             // Queued while CRIU's ptrace stop lasts; whatever ends that stop, the
             // task then stops instead of running.
             match kill(Pid::from_raw(task.pid), Signal::SIGSTOP) {
-                Ok(()) => self.pinned.push(*task),
+                Ok(()) => {}
                 Err(_) if !task.is_alive() => {}
                 Err(errno) => {
                     let what = format!("process {} cannot be pinned: {errno}", task.pid);
@@ -261,7 +275,10 @@ impl HeldDump for Held {
             }
         }
         // Only now: had CRIU died before the last signal, a task may have run.
-        if self.swrk.as_mut().is_some_and(Swrk::is_up) {
+        if let Some(swrk) = &mut self.swrk
+            && swrk.is_up()
+        {
+            swrk.may_end();
             return Ok(());
         }
         Err(complain("pinning", "CRIU died meanwhile, so the images may be out of date", &self.log))
@@ -285,6 +302,7 @@ impl HeldDump for Held {
 
     fn roll_back(mut self: Box<Self>) -> Result<(), TargetError> {
         let Some(mut swrk) = self.swrk.take() else { return Ok(()) };
+        swrk.may_end();
         // Whether CRIU answers or is dead: the tasks are let go either way.
         if swrk.answer(false).is_ok() {
             let _ = swrk.advance_to(&[], LET_GO);
@@ -292,9 +310,7 @@ impl HeldDump for Held {
         swrk.wait();
         self.lock.remove();
         connections::wake(&self.tree);
-        for task in self.pinned.iter().filter(|task| task.is_alive() && !self.stopped.contains(task)) {
-            let _ = kill(Pid::from_raw(task.pid), Signal::SIGCONT);
-        }
+        rescue::go_on(&self.tree, &self.stopped);
         self.see_it_run()
     }
 }

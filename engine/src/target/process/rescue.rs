@@ -8,11 +8,14 @@ use crate::net::connections;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long CRIU, hung up on, may take to get out of the tasks.
 const LET_GO: Duration = Duration::from_secs(30);
+
+/// How long a process takes to die of what CRIU left in it, and a dying engine to stop
+/// it for the last time (`sys::tripwire`).
+const UNDERGO: Duration = Duration::from_millis(100);
 
 /// Lets the tree run again: every task of it but those that were `stopped` before.
 /// `images` is where its dump was being written.
@@ -23,8 +26,35 @@ pub fn let_run(images: &Path, tasks: &[TaskId], stopped: &[TaskId]) {
     }
     unlock(images, tasks);
     connections::wake(tasks);
+    go_on(tasks, stopped);
+    let deadline = Instant::now() + UNDERGO;
+    while Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+        if tasks.iter().any(|task| task.is_stopped() && !stopped.contains(task)) {
+            go_on(tasks, stopped);
+        }
+    }
+}
+
+/// Ends every stop of the tasks by a signal, but of those that were `stopped` before.
+pub(super) fn go_on(tasks: &[TaskId], stopped: &[TaskId]) {
     for task in tasks.iter().filter(|task| task.is_alive() && !stopped.contains(task)) {
         let _ = kill(Pid::from_raw(task.pid), Signal::SIGCONT);
+    }
+}
+
+/// Says, after [`let_run`], what CRIU's death in the midst of a dump did to the processes that it was in. A
+/// thread that was executing a system call or a command of CRIU's at that moment finds
+/// nobody at its end, and takes its process with it.
+pub(super) fn harm(tasks: &[TaskId]) -> String {
+    let dead: Vec<_> =
+        tasks.iter().filter(|task| !task.is_alive()).map(|task| task.pid.to_string()).collect();
+    match &dead[..] {
+        [] => String::new(),
+        _ => format!(
+            "; that CRIU was killed within the dump also ended process {}: restart the service",
+            dead.join(", ")
+        ),
     }
 }
 
@@ -33,18 +63,6 @@ pub fn remove(images: &Path, tasks: &[TaskId]) -> usize {
     let left = connections::kill_quietly(tasks);
     unlock(images, tasks);
     left
-}
-
-/// Runs a program of an epilogue, if there is one, and waits for it.
-pub fn run(command: &[String]) {
-    let Some((program, arguments)) = command.split_first() else { return };
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    match command.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => tracing::warn!(%status, program, ?arguments, "it failed"),
-        Err(error) => tracing::warn!(%error, program, "it cannot be started"),
-    }
 }
 
 /// CRIU's network lock is found by its log, or by the root's PID.

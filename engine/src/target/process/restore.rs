@@ -141,7 +141,7 @@ impl HeldRestore for Held {
         self.tree.tasks()
     }
 
-    fn release(mut self: Box<Self>) -> Result<(), ReleaseError> {
+    fn release(mut self: Box<Self>, about_to_run: &mut (dyn FnMut() + Send)) -> Result<(), ReleaseError> {
         let Some(mut swrk) = self.swrk.take() else {
             return Err(ReleaseError::Unknown(complain("release", "CRIU is not there", &self.log)));
         };
@@ -156,6 +156,7 @@ impl HeldRestore for Held {
             }
             Err(error) => return Err(self.never_ran(swrk, failed("release", error, &self.log))),
         }
+        about_to_run();
         match swrk.answer(true).and_then(|()| swrk.advance_to(&["post-resume"], PATIENCE)) {
             Ok(Reached::Stage { .. }) => {
                 finish_in_background(swrk);

@@ -53,6 +53,7 @@ fn every_message() -> Vec<Message> {
         Message::RoundEnd(totals()),
         Message::RoundAcked(Round(3)),
         Message::Freezing,
+        Message::TakenOver,
         Message::Image(image),
         Message::FinalState(Box::new(state)),
         Message::Ready(RestoreTimes { assemble_us: 1, restore_us: 2 }),
