@@ -107,7 +107,9 @@ struct Work(PathBuf);
 
 impl Drop for Work {
     fn drop(&mut self) {
-        leftovers::remove_directory(&self.0);
+        if let Err(error) = leftovers::remove_directory(&self.0) {
+            eprintln!("note: {} stays: {error}", self.0.display());
+        }
     }
 }
 

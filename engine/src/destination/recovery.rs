@@ -184,7 +184,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         Settlement::Leave => {
             // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
-                leftovers::remove_directory(&work_directory(work, id));
+                let _ = leftovers::remove_directory(&work_directory(work, id));
                 files::settle(state, &id.to_string(), Lives::Here)?;
             }
             return Ok(found);
@@ -249,7 +249,7 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
     }
     open_network(id);
     files::settle(state, &id.to_string(), Lives::Elsewhere)?;
-    leftovers::remove_directory(&work_directory(work, id));
+    let _ = leftovers::remove_directory(&work_directory(work, id));
     Ok(())
 }
 

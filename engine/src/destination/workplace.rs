@@ -77,6 +77,8 @@ impl Workplace {
 
 /// Removes a directory; whether nothing is there any more.
 fn is_gone(root: &Path) -> bool {
-    leftovers::remove_directory(root);
-    !root.exists()
+    match leftovers::remove_directory(root) {
+        Ok(()) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }

@@ -41,17 +41,14 @@ pub fn detach_below(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a directory and what is in it, but nothing that is mounted there: if a
-/// mount cannot be detached, the directory stays.
-pub fn remove_directory(directory: &Path) {
-    match detach_below(directory) {
-        Ok(()) => {
-            let _ = std::fs::remove_dir_all(directory);
-        }
-        Err(error) => {
-            tracing::error!(%error, directory = %directory.display(), "it stays: something is mounted below it");
-        }
-    }
+/// Removes a directory and what is in it, but nothing that is mounted there.
+///
+/// # Errors
+/// A mount that cannot be detached, and then the directory stays; or what of it
+/// cannot be removed.
+pub fn remove_directory(directory: &Path) -> io::Result<()> {
+    detach_below(directory)?;
+    std::fs::remove_dir_all(directory)
 }
 
 /// The kernel writes blanks and the like of a path as three octal digits.
@@ -93,7 +90,7 @@ mod tests {
         for _ in 0..2 {
             mount(Some(kept.path()), &point, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         }
-        remove_directory(directory.path());
+        remove_directory(directory.path()).unwrap();
         assert!(!directory.path().exists());
         assert_eq!(std::fs::read(kept.path().join("file")).unwrap(), b"kept");
     }
