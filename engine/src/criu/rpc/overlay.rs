@@ -93,7 +93,7 @@ fn length(rest: &mut &[u8]) -> Result<usize, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::criu::proto::{FREEZE_CGROUP, Fd, request_type};
+    use crate::criu::proto::{FREEZE_CGROUP, Fd, Request, request_type};
     use proptest::prelude::*;
 
     /// Every field of `criu_opts` as `(number, bytes)`: varints, strings and messages
