@@ -1,4 +1,4 @@
-.PHONY: demo test test-apps bench fuzz lint deny
+.PHONY: demo test test-apps test-docker bench fuzz lint deny
 
 # Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:
@@ -17,6 +17,13 @@ test-apps:
 	scripts/install-test-apps
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
+
+# Docker containers, with engines of the test's own.
+test-docker:
+	scripts/install-test-docker
+	cargo run --release --bin ferry -- setup
+	cargo test --release -p ferry-lab --test docker
+	cargo test --release -p ferry --test docker_api --test docker -- --test-threads=2
 
 # Numbers into benches/results: how to read them is in benches/README.md. Root.
 bench:

@@ -246,18 +246,31 @@ fn what_fails_leaves_the_container_running_here_and_nothing_there() {
     let last = *dock.counts_beyond(dock.here(), "looper2", last + 3).last().unwrap();
     assert_eq!((policy().as_str(), containers(dock.there()).as_str()), ("always", ""));
 
-    // The receiver is killed while Docker waits for it.
     let there = rig.there();
     let to = SocketAddr::from((there.address(), PORT)).to_string();
     let arguments = ["migrate", "docker:looper2", "--to", &to, "--strategy", "fixed-rounds:rounds=10000"];
-    let migration = Program::new(FERRY).args(arguments).env("FERRY_STATE", STATE);
-    let migration = migration.env("FERRY_DOCKER", ferry_lab::docker::SOCKET).stderr("/run/migrate.err");
-    let migration = rig.here().spawn(migration).unwrap();
+    let parked = || {
+        let migration = Program::new(FERRY).args(arguments).env("FERRY_STATE", STATE);
+        let migration = migration.env("FERRY_DOCKER", ferry_lab::docker::SOCKET).stderr("/run/migrate.err");
+        let migration = rig.here().spawn(migration).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !containers(dock.there()).contains("looper2 Created") || policy() != "no" {
+            assert!(Instant::now() < deadline, "nothing is parked\n{}", dock.logs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        migration
+    };
+    // The engine at the source is killed: its keeper puts right what it changed.
+    parked().kill(Signal::SIGKILL).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    while !containers(dock.there()).contains("looper2 Created") || policy() != "no" {
-        assert!(Instant::now() < deadline, "nothing is parked\n{}", dock.logs());
+    while !containers(dock.there()).is_empty() || policy() != "always" {
+        assert!(Instant::now() < deadline, "{} there, {} here", containers(dock.there()), policy());
         std::thread::sleep(Duration::from_millis(20));
     }
+    let last = *dock.counts_beyond(dock.here(), "looper2", last + 3).last().unwrap();
+
+    // The receiver is killed while Docker waits for it.
+    let migration = parked();
     let receiver = receiver_of(there).expect("a receiver");
     there.kill(receiver, Signal::SIGKILL).unwrap();
     let exit = migration.wait_for(PATIENCE).unwrap().expect("it gives up");
@@ -280,6 +293,14 @@ fn what_would_stop_a_container_is_found_on_both_hosts() {
     run_counter(dock.here(), "plain", &[]);
     let clear = dock.check("plain");
     assert!(clear["verdict"] != "blocked" && clear["no_answer"].is_null(), "{clear:#}");
+
+    // An image and changed files that only this host has.
+    dock.here().expect(["exec", "plain", "sh", "-c", "echo >/root/mine"]).unwrap();
+    dock.here().expect(["commit", "--pause=false", "plain", "local"]).unwrap();
+    dock.here().expect("run --detach --name local local sleep 1000".split(' ')).unwrap();
+    blocks(&dock.check("local"), "image local is not here (1 of its 2 layers");
+    let risk = dock.check("plain").to_string();
+    assert!(risk.contains("/root/mine"), "{risk}");
 
     dock.here().expect(["network", "create", "mine"]).unwrap();
     run_counter(

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use ferry_engine::checkpoints::{Checkpoint, Draft, Store, is_name};
 use ferry_engine::criu::rpc::PagePayload;
 use ferry_engine::journal::Side;
+use ferry_engine::target::Target;
 use ferry_engine::target::docker::DockerTarget;
-use ferry_engine::target::{HeldDump, Target};
 use ferry_transport::wire::control::TcpMode;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -85,21 +85,19 @@ fn take(target: &mut DockerTarget, draft: Draft, about: &mut Checkpoint, options
     about.frozen_ms = began.elapsed().as_secs_f64() * 1e3;
     let kept = size(&draft.images()).and_then(|bytes| draft.keep(about).map(|()| bytes));
     match kept {
-        Ok(bytes) => end(held, options.leave_running).map(|()| bytes),
+        Ok(bytes) => {
+            if options.leave_running {
+                held.roll_back()?;
+            } else {
+                held.commit()?;
+            }
+            Ok(bytes)
+        }
         Err(error) => {
             held.roll_back()?;
             Err(error.into())
         }
     }
-}
-
-fn end(held: Box<dyn HeldDump>, leave_running: bool) -> Result<()> {
-    if leave_running {
-        held.roll_back()?
-    } else {
-        held.commit()?
-    }
-    Ok(())
 }
 
 fn size(images: &std::path::Path) -> std::io::Result<u64> {

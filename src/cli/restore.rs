@@ -12,6 +12,7 @@ use ferry_engine::docker::api::Api;
 use ferry_engine::docker::container::stop_now;
 use ferry_engine::journal::Side;
 use ferry_engine::target::docker::DockerRestorer;
+use ferry_engine::target::leftovers;
 use ferry_engine::target::{ReleaseError, RestorePlan, Restorer};
 use ferry_transport::wire::control::TcpMode;
 use std::path::{Path, PathBuf};
@@ -101,6 +102,17 @@ fn named(target: &TargetName) -> Result<&str> {
     }
 }
 
+/// CRIU's work directory: it goes in the end, and nothing that is mounted below it does.
+struct Work(PathBuf);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if let Err(error) = leftovers::remove_directory(&self.0) {
+            eprintln!("note: {} stays: {error}", self.0.display());
+        }
+    }
+}
+
 /// Who goes on.
 enum Place<'a> {
     Itself(&'a Container),
@@ -126,13 +138,14 @@ fn go_on(state: &Path, target: &TargetName, name: &str, how: &How, place: Place<
         Place::Other(name) => (restorer.named(name), name.to_owned()),
     };
     let work = tempfile::TempDir::with_prefix_in("ferry-restore-", host::fast_directory(state))?;
-    let images = work.path().join("images");
+    let work = Work(work.keep());
+    let images = work.0.join("images");
     Store::of(state, &target.to_string()).lend(name, &images)?;
     let began = Instant::now();
-    restorer.prepare(work.path())?;
+    restorer.prepare(&work.0)?;
     let plan = RestorePlan {
         images,
-        work: work.path().to_owned(),
+        work: work.0.clone(),
         tcp: if matches!(place, Place::Itself(_)) { TcpMode::Established } else { TcpMode::Close },
         lazy: false,
         pids: Vec::new(),

@@ -6,6 +6,7 @@ use crate::net::address::AddressHolder;
 use crate::net::connections;
 use crate::net::nft::Nft;
 use crate::source::recovery::parse_address_move;
+use crate::target::leftovers;
 use ferry_transport::wire::control::{MigrationId, Outcome};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -183,7 +184,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         Settlement::Leave => {
             // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
-                let _ = std::fs::remove_dir_all(work_directory(work, id));
+                let _ = leftovers::remove_directory(&work_directory(work, id));
                 files::settle(state, &id.to_string(), Lives::Here)?;
             }
             return Ok(found);
@@ -248,7 +249,7 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
     }
     open_network(id);
     files::settle(state, &id.to_string(), Lives::Elsewhere)?;
-    let _ = std::fs::remove_dir_all(work_directory(work, id));
+    let _ = leftovers::remove_directory(&work_directory(work, id));
     Ok(())
 }
 

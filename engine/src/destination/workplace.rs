@@ -2,6 +2,7 @@
 //! they are root's alone, and go when they are not needed any more.
 
 use super::recovery::work_directory;
+use crate::target::leftovers;
 use ferry_transport::wire::control::MigrationId;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,7 @@ impl Workplace {
 
 /// Removes a directory; whether nothing is there any more.
 fn is_gone(root: &Path) -> bool {
-    match std::fs::remove_dir_all(root) {
+    match leftovers::remove_directory(root) {
         Ok(()) => true,
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }

@@ -3,6 +3,7 @@
 
 pub mod aftercare;
 pub mod docker;
+pub mod leftovers;
 pub mod oci;
 pub mod process;
 

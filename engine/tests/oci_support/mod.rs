@@ -135,6 +135,7 @@ impl Stage {
         assert!(!root.join(&self.id).exists());
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&*root.to_string_lossy()), "{mounts}");
+        assert!(!mounts.contains(&*self.directory.path().join("work").to_string_lossy()), "{mounts}");
         assert!(self.bundle().join("rootfs/bin/busybox").exists(), "the container's files are gone");
     }
 

@@ -4,10 +4,11 @@
 //! version of CRIU may not have yet. It is therefore never decoded and encoded
 //! again: fields are cut out and others put behind, byte for byte.
 
-use crate::criu::proto::{Options, REPEATED, Request};
+use crate::criu::proto::{Options, REPEATED};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
+const KIND: u32 = 1;
 const OPTIONS: u32 = 2;
 
 /// Why a request cannot be changed.
@@ -15,9 +16,16 @@ const OPTIONS: u32 = 2;
 #[error("the runtime's request is no protobuf message")]
 pub(super) struct Unreadable;
 
-/// The kind of a request: `criu_req_type`.
+/// The kind of a request: `criu_req_type`. Of a field that is there twice the later
+/// one counts.
 pub(super) fn kind(request: &[u8]) -> Result<i32, Unreadable> {
-    Request::decode(request).map(|request| request.kind).map_err(|_| Unreadable)
+    let (_, mut field) = fields(request)?.into_iter().rfind(|(tag, _)| *tag == KIND).ok_or(Unreadable)?;
+    match decode_key(&mut field) {
+        Ok((_, WireType::Varint)) => {}
+        _ => return Err(Unreadable),
+    }
+    let kind = decode_varint(&mut field).map_err(|_| Unreadable)?;
+    i32::try_from(kind).map_err(|_| Unreadable)
 }
 
 /// The request with `ours` in place of the options of the same number, or beside
@@ -85,7 +93,7 @@ fn length(rest: &mut &[u8]) -> Result<usize, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::criu::proto::{FREEZE_CGROUP, Fd, request_type};
+    use crate::criu::proto::{FREEZE_CGROUP, Fd, Request, request_type};
     use proptest::prelude::*;
 
     /// Every field of `criu_opts` as `(number, bytes)`: varints, strings and messages
@@ -146,16 +154,19 @@ mod tests {
                 external: vec!["file[1:2]".into()],
                 ..Options::default()
             };
-            let changed = with_options(&request(&theirs), &ours, &[FREEZE_CGROUP]).unwrap();
+            let theirs_whole = request(&theirs);
+            let changed = with_options(&theirs_whole, &ours, &[FREEZE_CGROUP]).unwrap();
             let gone = [1, 10, FREEZE_CGROUP];
             let mut expected: Vec<_> = theirs.into_iter().filter(|(tag, _)| !gone.contains(tag)).collect();
             let own = ours.encode_to_vec();
             expected.extend(fields(&own).unwrap().into_iter().map(|(tag, bytes)| (tag, bytes.to_vec())));
             prop_assert_eq!(options_of(&changed), expected);
             prop_assert_eq!(kind(&changed).unwrap(), request_type::DUMP);
-            prop_assert_eq!(Request::decode(&*changed).map(|request| request.keep_open).ok(), {
-                Request::decode(&*changed).ok().map(|_| Some(true))
-            });
+            let beside = |request: &[u8]| -> Vec<Vec<u8>> {
+                let all = fields(request).unwrap();
+                all.into_iter().filter(|(tag, _)| *tag != OPTIONS).map(|(_, bytes)| bytes.to_vec()).collect()
+            };
+            prop_assert_eq!(beside(&changed), beside(&theirs_whole));
         }
 
         #[test]

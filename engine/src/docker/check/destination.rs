@@ -79,13 +79,15 @@ fn look_for(api: &Api, config: &ContainerConfig, report: &mut Report) -> Result<
     match config.image.plan(api)? {
         ImagePlan::Nothing => {}
         ImagePlan::Above(there) => {
-            let layers = config.image.layers.len();
+            let image = &config.image;
+            let layers = image.layers.len();
             let what = format!(
-                "the image {} is not here: {} of its {layers} layers are sent",
-                config.image.name,
+                "the image {} is not here ({} of its {layers} layers are missing)",
+                image.name,
                 layers - there
             );
-            report.notes(what, "");
+            let advice = format!("bring it: docker save {} | ssh HOST docker load", image.name);
+            report.blocks(Force::Final, what, advice);
         }
     }
     let runtime = config.host_config.get("Runtime").and_then(Value::as_str).unwrap_or_default();

@@ -2,11 +2,14 @@
 
 use super::Report;
 use crate::check::{Finding, Force};
+use crate::docker::api::escaped;
 use crate::docker::container::PREDEFINED;
 use crate::docker::facts::{EngineFacts, Users};
 use crate::docker::{Api, Container};
 use serde_json::Value;
 
+/// The most changed files that are named.
+const MAX_NAMED: usize = 5;
 /// Runtimes whose containers are runc's.
 const RUNC: [&str; 4] = ["", "runc", "io.containerd.runc.v1", "io.containerd.runc.v2"];
 
@@ -18,6 +21,7 @@ pub fn check_source(api: &Api, name: &str) -> Vec<Finding> {
         Ok((facts, container)) => {
             engine(&facts, &mut report);
             look_at(&container, &mut report);
+            changed_files(api, &container, &mut report);
         }
         Err(error) if error.is_missing() => {
             report.blocks(
@@ -137,12 +141,31 @@ fn mounts(container: &Container, report: &mut Report) {
                 );
             }
             "volume" => {
-                report.notes(format!("{place} is the volume {}", text("Name")), "its files come along")
+                let what = format!("{place} is the volume {}, whose files are not copied", text("Name"));
+                report.risks(what, "bring them to a volume of that name there");
             }
             "tmpfs" => {}
             other => report.risks(format!("{place} is a mount of type {other:?}"), "it must be there"),
         }
     }
+}
+
+/// What it wrote beside its mounts.
+fn changed_files(api: &Api, container: &Container, report: &mut Report) {
+    let Ok(changes) = api.get(&format!("/containers/{}/changes", escaped(container.id()))) else { return };
+    let changed: Vec<&str> =
+        changes.as_array().into_iter().flatten().filter_map(|change| change.get("Path")?.as_str()).collect();
+    if changed.is_empty() {
+        return;
+    }
+    let shown = changed.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(" ");
+    let more = if changed.len() > MAX_NAMED { " …" } else { "" };
+    let what =
+        format!("it changed {} files of its image, which are not copied: {shown}{more}", changed.len());
+    report.risks(
+        what,
+        "keep what must stay in a directory that both hosts have (--volume); docker diff shows all",
+    );
 }
 
 fn confinement(container: &Container, report: &mut Report) {
@@ -228,10 +251,10 @@ mod tests {
         for word in ["paused", "terminal", "2 exec", "--pid", "container:x", "kata", "data", "GPU"] {
             has(Severity::Blocks, word);
         }
-        for word in ["/dev/fuse", "privileged", "/srv/web", "nfs", "172.17.0.2"] {
+        for word in ["/dev/fuse", "privileged", "/srv/web", "volume db", "nfs", "172.17.0.2"] {
             has(Severity::Risks, word);
         }
-        for word in ["volume db", "always", "--rm"] {
+        for word in ["always", "--rm"] {
             has(Severity::Notes, word);
         }
     }

@@ -9,11 +9,11 @@ use crate::check::{Finding, Force, Severity};
 use crate::criu::proto::Options;
 use crate::criu::rpc::{Launch, PagePayload, Swrk};
 use crate::journal::TaskId;
+use crate::target::leftovers;
 use crate::target::process::common_options;
 use crate::target::process::restore::{Tree, restore_and_hold};
 use crate::target::{HeldRestore, ReleaseError, RestorePlan, Restorer, TargetError};
 use ferry_transport::wire::control::Offer;
-use nix::mount::{MntFlags, umount2};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,6 @@ const START: Duration = Duration::from_secs(30);
 const CLEAN_UP: Duration = Duration::from_secs(30);
 /// Where the runtime writes, below the work directory.
 const SCRATCH: &str = "runtime";
-/// How many mounts may lie over each other on one place.
-const MAX_LAYERS: usize = 16;
 
 /// Builds copies of containers.
 pub struct OciRestorer {
@@ -72,7 +70,8 @@ impl OciRestorer {
         let streams = stdio::here(&self.setup.streams, &self.setup.bundle).map_err(problem)?;
         let call =
             self.runtime.restore(id, &self.setup.bundle, &wrapper, &scratch, streams).map_err(problem)?;
-        let mut around = Around { call, runtime: self.runtime.clone(), id: id.clone() };
+        let mut around =
+            Around { call, runtime: self.runtime.clone(), id: id.clone(), work: work.to_owned() };
         let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: PagePayload::Criu };
         let parked = registration.await_request(&launch, START, || around.call.is_up());
         let warm = parked.map_err(|error| error.to_string()).and_then(|mut swrk| match swrk.warm_up() {
@@ -169,6 +168,8 @@ struct Around {
     call: Call,
     runtime: Runtime,
     id: String,
+    /// Where CRIU works.
+    work: PathBuf,
 }
 
 impl Around {
@@ -178,32 +179,24 @@ impl Around {
             tracing::warn!(%error, "the runtime cannot be waited for");
         }
         remove_leftovers(&self.runtime, &self.id);
+        // A CRIU that was killed leaves its view of the cgroups there.
+        if let Err(error) = leftovers::detach_below(&self.work) {
+            tracing::error!(%error, "a mount of CRIU's stays");
+        }
     }
 }
 
 /// Removes what a runtime that was killed in the middle of a restore leaves: a mount
-/// of the root, cgroups, its directory. The mount goes first: runtimes remove that
-/// directory with all that is below it, which the container's files would then be.
+/// of the container's root, cgroups, its directory. The mount goes first: runtimes
+/// remove that directory with all that is below it.
 fn remove_leftovers(runtime: &Runtime, id: &str) {
     let directory = runtime.directory(id);
     if !directory.exists() {
         return;
     }
-    let root: PathBuf = directory.join("criu-root");
-    for _ in 0..MAX_LAYERS {
-        match umount2(&root, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            // Nothing is mounted there.
-            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {
-                runtime.delete(id);
-                return;
-            }
-            Err(errno) => {
-                tracing::error!(%errno, root = %root.display(), "a mount cannot be removed; the container's \
-                    directory is left alone, since its files hang below it");
-                return;
-            }
-        }
+    match leftovers::detach_below(&directory) {
+        Ok(()) => runtime.delete(id),
+        Err(error) => tracing::error!(%error, id, "a half-made container stays: its files hang below it"),
     }
 }
 

@@ -1,21 +1,17 @@
-//! Containers of runc move between two hosts, and back.
+//! A container that counts, and what must hold of its count.
 
-mod support;
-
+use crate::support::rig::PATIENCE;
 use ferry_lab::hosts::{Host, Output, Program};
 use serde_json::{Value, json};
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
-use support::Rig;
-use support::rig::{FERRY, PATIENCE, PORT, STATE};
 
-const RUNC: &str = "/usr/sbin/runc";
-const BUSYBOX: &str = "/usr/bin/busybox";
+pub const RUNC: &str = "/usr/sbin/runc";
+pub const BUSYBOX: &str = "/usr/bin/busybox";
+pub const LOG: &str = "/srv/container.log";
 const BUNDLE: &str = "/srv/bundle";
 const COUNT: &str = "/srv/bundle/rootfs/count";
-const LOG: &str = "/srv/container.log";
 
 /// Counts in a file of the container and, with every hundredth step, on its standard
 /// output. Each step looks at memory of its own.
@@ -30,50 +26,11 @@ const COUNTS: &str = r#"BEGIN {
     }
 }"#;
 
-#[test]
-fn a_container_goes_there_and_back() {
-    let Some(rig) = Rig::new("oci", &[RUNC, BUSYBOX]) else { return };
-    let id = format!("ferry-test-{}", std::process::id());
-    bundle(rig.here());
-    start(rig.here(), &id);
-    for (way, extra) in
-        [["--restore", "lazy"], ["--restore", "eager"], ["--restore", "lazy"]].iter().enumerate()
-    {
-        let (here, there) = (rig.here(), rig.there());
-        goes_on(here);
-        let to = SocketAddr::from((there.address(), PORT)).to_string();
-        let target = format!("runc:{id}");
-        let check = ferry(here, &["check", &target, "--to", &to]);
-        assert!(check.exit.success(), "{check:#?}");
-        let mut arguments = vec!["migrate", &*target, "--to", &*to, "--json"];
-        arguments.extend(extra);
-        let moved = ferry(here, &arguments);
-        let receiver = fs::read_to_string(there.path("/run/receive.log")).unwrap_or_default();
-        assert!(moved.exit.success(), "move {way}: {moved:#?}\n{receiver}");
-        let report: Value = serde_json::from_str(&moved.stdout).unwrap();
-        println!("  {extra:?}: downtime {} ms {}", report["downtime_ms"], report["downtime"]);
-        rig.it_moved();
-        assert_eq!(status(here, &id), None, "nothing is left at the source");
-        assert_eq!(status(there, &id).as_deref(), Some("running"));
-        assert!(runc(there, &["exec", &id, "/bin/busybox", "true"]).exit.success());
-    }
-    goes_on(rig.here());
-    assert!(runc(rig.here(), &["delete", "--force", &id]).exit.success());
-    let log = fs::read_to_string(rig.here().path(LOG)).unwrap();
-    let hundreds: Vec<_> = log.lines().collect();
-    assert!(hundreds.len() > 3, "{log}");
-    assert!(hundreds.iter().enumerate().all(|(at, line)| *line == ((at + 1) * 100).to_string()), "{log}");
-}
-
-fn ferry(host: &Host, arguments: &[&str]) -> Output {
-    host.run(Program::new(FERRY).args(arguments.iter().copied()).args(["--state", STATE])).unwrap()
-}
-
-fn runc(host: &Host, arguments: &[&str]) -> Output {
+pub fn runc(host: &Host, arguments: &[&str]) -> Output {
     host.run(Program::new(RUNC).args(arguments.iter().copied())).unwrap()
 }
 
-fn status(host: &Host, id: &str) -> Option<String> {
+pub fn status(host: &Host, id: &str) -> Option<String> {
     let state: Value = serde_json::from_str(&runc(host, &["state", id]).stdout).ok()?;
     Some(state["status"].as_str()?.to_owned())
 }
@@ -88,7 +45,7 @@ fn steps(host: &Host) -> usize {
     complete.lines().count()
 }
 
-fn goes_on(host: &Host) {
+pub fn goes_on(host: &Host) {
     let (before, deadline) = (steps(host), Instant::now() + PATIENCE);
     while steps(host) < before + 100 {
         assert!(Instant::now() < deadline, "it stands still at {before}");
@@ -96,7 +53,7 @@ fn goes_on(host: &Host) {
     }
 }
 
-fn start(host: &Host, id: &str) {
+pub fn start(host: &Host, id: &str) {
     let run = Program::new(RUNC)
         .args(["run", "--detach", "--bundle", BUNDLE, id])
         .stdout(LOG)
@@ -107,7 +64,7 @@ fn start(host: &Host, id: &str) {
 }
 
 /// A bundle in the directory that all hosts see.
-fn bundle(host: &Host) {
+pub fn bundle(host: &Host) {
     let root = host.path(BUNDLE).join("rootfs");
     for directory in ["bin", "proc", "dev"] {
         fs::create_dir_all(root.join(directory)).unwrap();
