@@ -1,15 +1,17 @@
-.PHONY: demo test test-apps test-docker bench fuzz lint deny
+.PHONY: demo test test-apps bench fuzz lint deny
 
 # Two hosts, a client and a workload on this machine; needs root, makes CRIU itself.
 demo:
 	cargo run --release --bin ferry -- demo
 
-# One build, then every suite. Real processes, a real CRIU: root.
+# One build, then every suite. Real processes, a real CRIU, real container engines: root.
 test:
+	scripts/install-test-docker
 	cargo build --release --workspace --all-targets
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry-transport -p ferry-fuzz -p ferry-lab -p ferry-engine
 	cargo test --release -p ferry --bins --test lazy_dump --test check --test together --test connections --test files --test deadline --test demo
+	cargo test --release -p ferry --test oci --test docker --test docker_api -- --test-threads=3
 	cargo test --release -p ferry --test faults --test faults_criu -- --test-threads=5
 
 # Real programs, each there and back three times.
@@ -17,13 +19,6 @@ test-apps:
 	scripts/install-test-apps
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
-
-# Docker containers, with engines of the test's own.
-test-docker:
-	scripts/install-test-docker
-	cargo run --release --bin ferry -- setup
-	cargo test --release -p ferry-lab --test docker
-	cargo test --release -p ferry --test docker_api --test docker -- --test-threads=2
 
 # Numbers into benches/results: how to read them is in benches/README.md. Root.
 bench:
