@@ -141,4 +141,11 @@ fn postgresql_with_open_transactions_and_pgbench() {
                 AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(delta) FROM pgbench_history) \
                 AND (SELECT count(*) FROM pgbench_history) > 0;";
     assert_eq!(sessions[1].ask(sums), "t");
+    // Ended in order it takes its shared memory away, which the host's /dev/shm would keep.
+    rig.here().kill(server.pid, ferry_lab::hosts::Signal::SIGINT).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while rig.here().outer_pid(server.pid).is_ok() {
+        assert!(Instant::now() < deadline, "the server does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -1,7 +1,7 @@
 //! Docker containers: what Docker is asked on both hosts, with real daemons. Root and
 //! scripts/install-test-docker are needed.
 
-use ferry_engine::docker::aftercare::ContainerCare;
+use ferry_engine::docker::aftercare::{ContainerCare, kept_mark};
 use ferry_engine::docker::api::{Api, Waiting};
 use ferry_engine::docker::checkpoint::{Failed, Start, Stub};
 use ferry_engine::docker::sending;
@@ -180,6 +180,25 @@ fn a_restart_policy_is_off_while_it_moves_and_comes_back() {
     care.perform(Side::Destination).unwrap();
     care.perform(Side::Source).unwrap();
     assert_eq!(here.expect(["ps", "--all", "--quiet"]).unwrap(), "");
+    here.stop().unwrap();
+}
+
+#[test]
+fn a_container_that_alone_has_its_files_is_kept_out_of_the_way() {
+    let Some(lab) = lab("docker-kept") else { return };
+    let here = Daemon::start(lab.source(), &DaemonOptions::default()).unwrap();
+    let source = api(&here);
+    here.import(&Image::busybox(), "base").unwrap();
+    here.expect(["run", "--name", "web", "base", "sh", "-c", "echo kept >/root/1"]).unwrap();
+    let container = Container::inspect(&source, "web").unwrap();
+    let care = ContainerCare::of(&source, &container);
+    for _ in 0..2 {
+        care.perform(Side::Destination).unwrap();
+        let names = here.expect(["ps", "--all", "--format", "{{.Names}}"]).unwrap();
+        assert_eq!(names.trim(), format!("web{}", kept_mark(container.id())));
+    }
+    let file = here.expect(["cp", &format!("{}:/root/1", container.id()), "-"]).unwrap();
+    assert!(file.contains("kept"), "{file}");
     here.stop().unwrap();
 }
 

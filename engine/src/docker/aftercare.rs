@@ -44,8 +44,27 @@ impl ContainerCare {
                 other => other,
             },
             Side::Source => Ok(()),
-            Side::Destination => remove(&Api::at(&self.socket), &self.id, Volumes::Stay),
+            Side::Destination => self.clear_away(),
         }
+    }
+
+    /// Its name is free again. A container that changed files of its image is the only
+    /// one that has them: it is kept under another name.
+    fn clear_away(&self) -> Result<(), ApiError> {
+        let api = Api::at(&self.socket);
+        let container = match Container::inspect(&api, &self.id) {
+            Err(error) if error.is_missing() => return Ok(()),
+            other => other?,
+        };
+        if changed_files(&api, &self.id)?.is_empty() {
+            return remove(&api, &self.id, Volumes::Stay);
+        }
+        if container.name().ends_with(&kept_mark(&self.id)) {
+            return Ok(());
+        }
+        let kept = format!("{}{}", container.name(), kept_mark(&self.id));
+        let path = format!("/containers/{}/rename?name={}", escaped(&self.id), escaped(&kept));
+        api.post(&path, &Value::Null, Waiting::Briefly).map(drop)
     }
 
     /// What to type where it could not be done.
@@ -73,4 +92,16 @@ impl ContainerCare {
         let body = json!({ "RestartPolicy": policy });
         Api::at(&self.socket).post(&path, &body, Waiting::Briefly).map(drop)
     }
+}
+
+/// What the name of a container ends in that moved and is kept for its files.
+pub fn kept_mark(id: &str) -> String {
+    format!("-left-{}", id.get(..12).unwrap_or(id))
+}
+
+/// What a container changed of its image: paths within it.
+pub fn changed_files(api: &Api, id: &str) -> Result<Vec<String>, ApiError> {
+    let changes = api.get(&format!("/containers/{}/changes", escaped(id)))?;
+    let paths = changes.as_array().into_iter().flatten().filter_map(|change| change.get("Path")?.as_str());
+    Ok(paths.map(str::to_owned).collect())
 }

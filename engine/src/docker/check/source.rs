@@ -2,7 +2,7 @@
 
 use super::Report;
 use crate::check::{Finding, Force};
-use crate::docker::api::escaped;
+use crate::docker::aftercare;
 use crate::docker::container::PREDEFINED;
 use crate::docker::facts::{EngineFacts, Users};
 use crate::docker::{Api, Container};
@@ -152,20 +152,21 @@ fn mounts(container: &Container, report: &mut Report) {
 
 /// What it wrote beside its mounts.
 fn changed_files(api: &Api, container: &Container, report: &mut Report) {
-    let Ok(changes) = api.get(&format!("/containers/{}/changes", escaped(container.id()))) else { return };
-    let changed: Vec<&str> =
-        changes.as_array().into_iter().flatten().filter_map(|change| change.get("Path")?.as_str()).collect();
+    let changed = aftercare::changed_files(api, container.id()).unwrap_or_default();
     if changed.is_empty() {
         return;
     }
-    let shown = changed.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(" ");
+    let shown = changed.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(" ");
     let more = if changed.len() > MAX_NAMED { " …" } else { "" };
     let what =
         format!("it changed {} files of its image, which are not copied: {shown}{more}", changed.len());
-    report.risks(
-        what,
-        "keep what must stay in a directory that both hosts have (--volume); docker diff shows all",
+    let advice = format!(
+        "keep what must stay in a directory that both hosts have (--volume); docker diff shows all. The container \
+         with these files is kept here as {}{}",
+        container.name(),
+        aftercare::kept_mark(container.id())
     );
+    report.risks(what, advice);
 }
 
 fn confinement(container: &Container, report: &mut Report) {
