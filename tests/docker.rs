@@ -239,11 +239,22 @@ fn what_fails_leaves_the_container_running_here_and_nothing_there() {
     run_counter(dock.here(), "looper2", &["--restart", "always"]);
     let last = *dock.counts_beyond(dock.here(), "looper2", 3).last().unwrap();
     let policy = || inspected(dock.here(), "looper2", "{{.HostConfig.RestartPolicy.Name}}");
+    // It went on, rather than died and was started again by Docker.
+    let first = inspected(dock.here(), "looper2", "{{.State.StartedAt}}");
+    let never_died = |when: &str| {
+        let (started, about) = (inspected(dock.here(), "looper2", "{{.State.StartedAt}}"), "{{json .State}}");
+        assert_eq!(started, first, "{when}: {}\n{}", inspected(dock.here(), "looper2", about), dock.logs());
+    };
 
-    // Given up in the freeze.
-    let error = dock.try_move("looper2", &["--freeze-deadline", "1ms"]).unwrap_err().to_string();
-    assert!(error.contains("aborted"), "{error}");
-    let last = *dock.counts_beyond(dock.here(), "looper2", last + 3).last().unwrap();
+    // Given up in the freeze, at several moments of it.
+    let mut last = last;
+    for patience in ["1ms", "10ms", "20ms", "40ms", "60ms", "80ms"] {
+        let error = dock.try_move("looper2", &["--freeze-deadline", patience]).unwrap_err().to_string();
+        assert!(error.contains("aborted"), "{error}");
+        last = *dock.counts_beyond(dock.here(), "looper2", last).last().unwrap();
+        last = *dock.counts_beyond(dock.here(), "looper2", last + 3).last().unwrap();
+        never_died(&format!("given up {patience} into the freeze: {error}"));
+    }
     assert_eq!((policy().as_str(), containers(dock.there()).as_str()), ("always", ""));
 
     let there = rig.there();
@@ -267,6 +278,7 @@ fn what_fails_leaves_the_container_running_here_and_nothing_there() {
         assert!(Instant::now() < deadline, "{} there, {} here", containers(dock.there()), policy());
         std::thread::sleep(Duration::from_millis(20));
     }
+    never_died("its engine was killed");
     let last = *dock.counts_beyond(dock.here(), "looper2", last + 3).last().unwrap();
 
     // The receiver is killed while Docker waits for it.
