@@ -9,14 +9,15 @@ test:
 	cargo build --release --workspace --all-targets
 	cargo run --release --bin ferry -- setup
 	cargo test --release -p ferry-transport -p ferry-fuzz -p ferry-lab -p ferry-engine
-	cargo test --release -p ferry --bins --test lazy_dump --test check --test together --test connections --test deadline --test demo
+	cargo test --release -p ferry --bins --test lazy_dump --test check --test together --test connections --test files --test deadline --test demo
 	cargo test --release -p ferry --test faults --test faults_criu -- --test-threads=5
 
 # Real programs, each there and back three times.
 test-apps:
 	scripts/install-test-apps
 	cargo run --release --bin ferry -- setup
-	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
+	cargo test --release -p ferry --test apps_servers --test apps_postgresql --test oci -- --test-threads=1
+	cargo test --release -p ferry-engine --test oci -- --test-threads=1
 
 # Numbers into benches/results: how to read them is in benches/README.md. Root.
 bench:

@@ -2,9 +2,11 @@
 
 pub mod check;
 pub mod checkpoints;
+pub mod companion;
 pub mod criu;
 pub mod destination;
 pub mod docker;
+pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod images;

@@ -42,6 +42,7 @@ fn offer() -> Offer {
         limits: vec![],
         ports: vec![],
         forced: Forced::No,
+        along: Vec::new(),
     }
 }
 
@@ -81,6 +82,8 @@ impl Destination {
                 }
                 other => Err(format!("this host cannot build a copy of kind {other:?}")),
             }),
+            companion: Box::new(|_| Err("nothing comes along here".into())),
+            obstacles: |_| vec!["nothing comes along here".into()],
             handover: Box::new(|| Box::new(PagerHandover::new("/nowhere/ferry".into()))),
         };
         let events = Arc::new(Mutex::new(Vec::new()));

@@ -11,6 +11,7 @@ use crate::exit::End;
 use crate::host;
 use anyhow::{Result, bail};
 use ferry_engine::check::{Finding, Force, Severity, ask_destination};
+use ferry_engine::companion::Companion;
 use ferry_transport::quic::LinkOptions;
 use ferry_transport::wire::control::{MigrationId, RestorerRequest};
 
@@ -48,7 +49,8 @@ pub fn run(options: Options) -> Result<End> {
             _ => RestorerRequest::process(),
         };
         // No migration: the destination writes nothing down under this number.
-        let offer = moved.offer(MigrationId(0), found.root, moved.target.to_string(), restorer);
+        let along = moved.companion(&found)?.map(|files| files.setup()).unwrap_or_default();
+        let offer = moved.offer(MigrationId(0), found.root, moved.target.to_string(), restorer, along);
         let hello = host::hello(&criu.map(|criu| criu.version.to_string()).unwrap_or_default());
         let connector = connector(to, &options.common.state, LinkOptions::default())?;
         match runtime()?.block_on(ask_destination(&connector, hello, offer)) {

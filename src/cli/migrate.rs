@@ -7,6 +7,7 @@ use crate::host;
 use crate::progress::Watch;
 use anyhow::{Context, Result};
 use ferry_engine::check::served_by_userfaultfd;
+use ferry_engine::companion::Companion;
 use ferry_engine::journal::{self, Side as JournalSide};
 use ferry_engine::memory::ProcessSet;
 use ferry_engine::memory::native::NativeSource;
@@ -137,7 +138,9 @@ pub fn run(options: Options) -> Result<End> {
         interface: moved.move_ip.as_ref().map(|moved| moved.interface.clone()),
         reason: None,
     };
-    let offer = moved.offer(id, pid, target.describe(), target.restorer()?);
+    let files = moved.companion(&what)?;
+    let along = files.as_ref().map(|files| files.setup()).unwrap_or_default();
+    let offer = moved.offer(id, pid, target.describe(), target.restorer()?, along);
     let plan = SourcePlan {
         hello,
         to: options.to.clone(),
@@ -178,6 +181,7 @@ pub fn run(options: Options) -> Result<End> {
     let parts = SourceParts {
         target,
         memory: Box::new(NativeSource::new(Box::new(set), host::own_file())),
+        companion: files.map(|files| Box::new(files) as Box<dyn Companion>),
         strategy,
         connector,
         network: SourceNetwork::prepare(moved.move_ip.as_ref(), hooks, facts).map_err(anyhow::Error::msg)?,

@@ -52,7 +52,7 @@ pub enum Verb {
     /// Find what would stop a migration, without touching anything.
     Check(check::Options),
     /// Move a running target to another host.
-    Migrate(migrate::Options),
+    Migrate(Box<migrate::Options>),
     /// Take migrations from other hosts.
     Receive(receive::Options),
     /// Print this host's identity, or that of a peer.
@@ -85,7 +85,7 @@ pub fn run(verb: Verb) -> Result<End> {
     match verb {
         Verb::Demo(options) => demo::run(options),
         Verb::Check(options) => check::run(options),
-        Verb::Migrate(options) => migrate::run(options),
+        Verb::Migrate(options) => migrate::run(*options),
         Verb::Receive(options) => receive::run(options),
         Verb::Identity(options) => identity::run(options),
         Verb::Pair(options) => pair::run(options),

@@ -3,6 +3,8 @@
 use super::target::{Engines, Found, TargetName};
 use anyhow::{Context, Result};
 use ferry_engine::check::{Finding, Forced, Needs, Severity, SourceOptions, describe_needs};
+use ferry_engine::files::{Existing, SourceTree, SyncSource, mapped_by};
+use ferry_engine::memory::ProcessSet;
 use ferry_engine::source::recovery::parse_address_move;
 use ferry_transport::quic::{Identity, LinkOptions, QuicConnector, Trust};
 use ferry_transport::wire::control::{
@@ -30,6 +32,13 @@ pub struct Moved {
     /// The address that moves along, and the interface it gets there.
     #[arg(long, value_name = "ADDR/LEN@IFACE", value_parser = address_move)]
     pub move_ip: Option<AddressMove>,
+    /// A directory that comes along, may be given several times: it is sent in rounds, and
+    /// what changed last while the workload stands still.
+    #[arg(long, value_name = "DIR")]
+    sync_dir: Vec<PathBuf>,
+    /// What if such a directory has content at the destination.
+    #[arg(long, value_enum, default_value_t = SyncExisting::Refuse)]
+    sync_existing: SyncExisting,
     /// Override what blocks, where it may be overridden, on both hosts.
     #[arg(long)]
     force: bool,
@@ -54,6 +63,15 @@ enum Tcp {
     Skip,
 }
 
+/// What is done about content that is there.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum SyncExisting {
+    /// The migration is refused.
+    Refuse,
+    /// It is put aside, and removed when the workload runs there.
+    Replace,
+}
+
 fn address_move(text: &str) -> Result<AddressMove, String> {
     parse_address_move(text).ok_or_else(|| "expected ADDR/LEN@IFACE, for example 192.0.2.7/24@eth0".into())
 }
@@ -71,8 +89,12 @@ impl Moved {
 
     /// What this host finds about it. Nothing is stopped or changed.
     pub fn check(&self, found: &Found) -> Preflight {
-        let options =
-            SourceOptions { tcp: self.tcp(), move_address: self.move_ip.clone(), ..SourceOptions::default() };
+        let options = SourceOptions {
+            tcp: self.tcp(),
+            move_address: self.move_ip.clone(),
+            synced: self.synced(),
+            ..SourceOptions::default()
+        };
         let name = std::fs::read_to_string(format!("/proc/{}/comm", found.root)).unwrap_or_default();
         let mut preflight = Preflight {
             schema: SCHEMA,
@@ -88,8 +110,19 @@ impl Moved {
     }
 
     /// What the destination is asked for.
-    pub fn offer(&self, id: MigrationId, pid: i32, target: String, restorer: RestorerRequest) -> Offer {
-        let Needs { files, pids, memory, limits, ports } = describe_needs(pid);
+    /// `along` is the setup of what [`companion`](Moved::companion) made.
+    pub fn offer(
+        &self,
+        id: MigrationId,
+        pid: i32,
+        target: String,
+        restorer: RestorerRequest,
+        along: Vec<u8>,
+    ) -> Offer {
+        let Needs { mut files, pids, memory, limits, ports } = describe_needs(pid);
+        // What comes along need not be there before.
+        let synced = self.synced();
+        files.retain(|claim| !synced.iter().any(|tree| Path::new(&claim.path).starts_with(tree)));
         Offer {
             id,
             target,
@@ -106,7 +139,35 @@ impl Moved {
             limits,
             ports,
             forced: self.forced(),
+            along,
         }
+    }
+
+    /// The directories that come along, opened.
+    pub fn companion(&self, found: &Found) -> Result<Option<SyncSource>> {
+        if self.sync_dir.is_empty() {
+            return Ok(None);
+        }
+        let existing = match self.sync_existing {
+            SyncExisting::Refuse => Existing::Refuse,
+            SyncExisting::Replace => Existing::Replace,
+        };
+        let mut trees: Vec<SourceTree> = Vec::new();
+        for (typed, here) in self.sync_dir.iter().zip(self.synced()) {
+            let there = here.to_str().with_context(|| format!("{} is not UTF-8", typed.display()))?.into();
+            if trees.iter().any(|other| other.here.starts_with(&here) || here.starts_with(&other.here)) {
+                anyhow::bail!("--sync-dir {}: it is in another one, or has it in it", typed.display());
+            }
+            trees.push(SourceTree { here, there, existing });
+        }
+        let set = found.processes()?;
+        let mapped = move || set.processes().map(mapped_by).unwrap_or_default();
+        Ok(Some(SyncSource::open(trees, Box::new(mapped)).context("--sync-dir")?))
+    }
+
+    /// Where they really are: links on the way there are followed.
+    fn synced(&self) -> Vec<PathBuf> {
+        self.sync_dir.iter().map(|typed| typed.canonicalize().unwrap_or_else(|_| typed.clone())).collect()
     }
 
     fn tcp(&self) -> TcpMode {

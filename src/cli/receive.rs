@@ -7,6 +7,7 @@ use crate::host;
 use anyhow::{Context, Result};
 use ferry_engine::check::Forced;
 use ferry_engine::destination::{PagerHandover, Receiver, ReceiverEvent, ReceiverPlan};
+use ferry_engine::files::{Setup, SyncSink, obstacles};
 use ferry_engine::net::hooks::{DEFAULT_TIMEOUT, Hooks};
 use ferry_engine::target::docker::{self, DockerRestorer};
 use ferry_engine::target::oci::{self, OciRestorer};
@@ -60,6 +61,7 @@ pub fn run(options: Options) -> Result<End> {
         None => Hooks::none(),
     };
     let (criu, engines, relays) = (found.criu(), options.engines.clone(), state.clone());
+    let files_state = state.clone();
     let plan = ReceiverPlan {
         hello: host::hello(&found.version.to_string()),
         work: host::fast_directory(&state),
@@ -81,6 +83,15 @@ pub fn run(options: Options) -> Result<End> {
             }
             other => Err(format!("this host cannot build a copy of kind {other:?}")),
         }),
+        companion: Box::new(move |offer| {
+            let setup = Setup::parse(&offer.along).map_err(|error| error.to_string())?;
+            let sink = SyncSink::open(&setup, &files_state, &offer.id.to_string());
+            Ok(Box::new(sink.map_err(|error| error.to_string())?))
+        }),
+        obstacles: |along| match Setup::parse(along) {
+            Ok(setup) => obstacles(&setup),
+            Err(error) => vec![error.to_string()],
+        },
         handover: Box::new(|| Box::new(PagerHandover::new(host::own_file()))),
     };
     let json = options.common.json;

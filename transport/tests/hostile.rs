@@ -122,6 +122,9 @@ fn chunk() -> PageChunk {
     PageChunk { space: SpaceId(1), round: Round(0), runs: vec![run], data }
 }
 
+/// What a page stream begins with.
+const PAGES: [u8; 1] = [0];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_stream_of_nonsense_is_a_protocol_error() {
     let (connection, _send, link, _hosts) = intruder().await;
@@ -137,7 +140,7 @@ async fn a_page_stream_of_nonsense_is_a_protocol_error() {
         cases.extend((0..49).chain([good.len() - 1]).map(change));
         for bytes in cases {
             let mut pages = connection.open_uni().await.unwrap();
-            pages.write_all(&[&good[..], &bytes[..]].concat()).await.unwrap();
+            pages.write_all(&[&PAGES[..], &good[..], &bytes[..]].concat()).await.unwrap();
             pages.finish().unwrap();
             let mut incoming = link.accept_pages().await.unwrap();
             assert_eq!(incoming.recv().await.unwrap().unwrap().data, chunk().data);
@@ -150,7 +153,7 @@ async fn a_page_stream_of_nonsense_is_a_protocol_error() {
         }
     }
     let mut pages = connection.open_uni().await.unwrap();
-    pages.write_all(b"FPG1").await.unwrap();
+    pages.write_all(b"\0FPG1").await.unwrap();
     let mut incoming = link.accept_pages().await.unwrap();
     pages.reset(7u32.into()).unwrap();
     assert!(matches!(incoming.recv().await, Err(LinkError::Lost(_))));

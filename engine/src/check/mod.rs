@@ -43,6 +43,8 @@ pub struct SourceOptions {
     pub move_address: Option<AddressMove>,
     /// CRIU's `--ghost-limit`: the largest deleted file that is carried.
     pub ghost_limit: Bytes,
+    /// Directories that come along: files in them are there.
+    pub synced: Vec<std::path::PathBuf>,
     /// Whether unix sockets may lead outside.
     pub external_unix: ExternalUnix,
 }
@@ -53,6 +55,7 @@ impl Default for SourceOptions {
             tcp: TcpMode::Established,
             move_address: None,
             ghost_limit: Bytes(u64::from(crate::target::process::GHOST_LIMIT)),
+            synced: Vec::new(),
             external_unix: ExternalUnix::Refused,
         }
     }

@@ -70,7 +70,7 @@ impl Conversation {
                 }
                 why = &mut refused => return Err(why),
                 () = tokio::time::sleep(patience) => {
-                    let now = intake.map_or(0, Intake::stored_chunks);
+                    let now = intake.map_or(0, Intake::stored);
                     if now > std::mem::replace(&mut stored, now) {
                         continue;
                     }

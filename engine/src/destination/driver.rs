@@ -194,6 +194,11 @@ impl Destination {
         if let Err(error) = self.copy.discard().await {
             self.note(format!("while removing the copy: {error}"));
         }
+        if let Some(along) = self.intake.as_mut().and_then(Intake::along)
+            && let Err(error) = along.discard().await
+        {
+            self.note(error);
+        }
         self.intake = None;
         let undone = self.network.as_mut().map_or(Ok(()), DestinationNetwork::undo);
         self.tell_failure(undone);

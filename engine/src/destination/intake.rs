@@ -1,8 +1,10 @@
 //! What arrives of a workload: its pages, into a store; CRIU's images, into their
-//! directory.
+//! directory; what comes along, into its sink.
 
+use super::along::AlongIntake;
 use super::images::ImageIntake;
 use super::pages::PageIntake;
+use crate::companion::CompanionSink;
 use crate::page_store::PageStore;
 use ferry_transport::link::Link;
 use ferry_transport::units::Bytes;
@@ -16,6 +18,7 @@ pub(super) struct Intake {
     store: Arc<PageStore>,
     pages: PageIntake,
     images: ImageIntake,
+    along: Option<AlongIntake>,
 }
 
 /// The most that may arrive: the workload grows while it moves, so a quarter more
@@ -29,7 +32,17 @@ impl Intake {
     pub(super) fn start(link: Arc<dyn Link>, images: &Path, limit: Bytes) -> Result<Intake, String> {
         let store = Arc::new(PageStore::new(limit).map_err(|error| error.to_string())?);
         let pages = PageIntake::start(link, Arc::clone(&store));
-        Ok(Intake { store, pages, images: ImageIntake::new(images, limit.0) })
+        Ok(Intake { store, pages, images: ImageIntake::new(images, limit.0), along: None })
+    }
+
+    /// Takes the link's stream of blobs too.
+    pub(super) fn take_along(&mut self, link: Arc<dyn Link>, sink: Box<dyn CompanionSink>) {
+        self.along = Some(AlongIntake::start(link, sink));
+    }
+
+    /// What comes along, if anything does.
+    pub(super) fn along(&mut self) -> Option<&mut AlongIntake> {
+        self.along.as_mut()
     }
 
     /// Writes a part of an image.
@@ -48,14 +61,24 @@ impl Intake {
         self.images.finish(state.images)
     }
 
-    /// How many chunks have been stored: that it grows says that the source is at work.
-    pub(super) fn stored_chunks(&self) -> u64 {
-        self.pages.chunks()
+    /// How much has been stored: that it grows says that the source is at work.
+    pub(super) fn stored(&self) -> u64 {
+        self.pages.chunks() + self.along.as_ref().map_or(0, AlongIntake::taken)
     }
 
-    /// Completes when no more pages can be stored, with the reason.
-    pub(super) fn refusal(&self) -> impl Future<Output = String> + use<> {
-        self.pages.refusal()
+    /// Completes when no more pages, or no more of what comes along, can be stored, with
+    /// the reason.
+    pub(super) async fn refusal(&self) -> String {
+        let along = async {
+            match &self.along {
+                Some(along) => along.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = self.pages.refusal() => why,
+            why = along => why,
+        }
     }
 
     /// The pages.

@@ -1,5 +1,6 @@
 //! The destination: where the workload comes back, and lives from the commit on.
 
+mod along;
 mod conversation;
 mod copy;
 mod driver;
@@ -16,4 +17,4 @@ pub mod state;
 mod workplace;
 
 pub use handover::{HandoverMaker, PageHandover, PagerHandover, Serving};
-pub use receiver::{Receiver, ReceiverEvent, ReceiverPlan, RestorerMaker};
+pub use receiver::{CompanionMaker, Receiver, ReceiverEvent, ReceiverPlan, RestorerMaker};

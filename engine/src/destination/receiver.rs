@@ -6,6 +6,7 @@ use super::handover::HandoverMaker;
 use super::recovery;
 use super::requests;
 use crate::check::{Finding, Findings, Force, LocalFacts, Severity, check_destination};
+use crate::companion::CompanionSink;
 use crate::journal::{self, Side};
 use crate::net::hooks::Hooks;
 use crate::target::Restorer;
@@ -22,6 +23,9 @@ use tokio::sync::watch;
 
 /// Makes the restorer that an offer asks for, or says why it cannot be had. Starts nothing.
 pub type RestorerMaker = Box<dyn Fn(&RestorerRequest) -> Result<Box<dyn Restorer>, String> + Send + Sync>;
+
+/// Makes the sink for what an offer says comes along, or says why it cannot be taken.
+pub type CompanionMaker = Box<dyn Fn(&Offer) -> Result<Box<dyn CompanionSink>, String> + Send + Sync>;
 
 /// How this destination works.
 pub struct ReceiverPlan {
@@ -43,6 +47,10 @@ pub struct ReceiverPlan {
     pub hooks: Hooks,
     /// Makes restorers.
     pub restorer: RestorerMaker,
+    /// Makes what takes directories that come along.
+    pub companion: CompanionMaker,
+    /// What stands in their way here, before anything is made.
+    pub obstacles: fn(&[u8]) -> Vec<String>,
     /// Makes page handovers.
     pub handover: HandoverMaker,
 }
@@ -204,6 +212,13 @@ impl Receiver {
         match self.restorer(&offer.restorer) {
             Ok(restorer) => found.extend(restorer.examine(offer)),
             Err(what) => found.push(Finding::host(Severity::Blocks, Force::Final, what, "")),
+        }
+        if offer.along.len() > MAX_SETUP {
+            let what = format!("what comes along is described in {} bytes: too many", offer.along.len());
+            found.push(Finding::host(Severity::Blocks, Force::Final, what, ""));
+        } else if !offer.along.is_empty() {
+            let obstacles = (plan.obstacles)(&offer.along).into_iter();
+            found.extend(obstacles.map(|what| Finding::host(Severity::Blocks, Force::Final, what, "")));
         }
         found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Findings::new(found)

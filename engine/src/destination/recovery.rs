@@ -1,5 +1,6 @@
 //! What a destination's journal says of a migration, also after its engine died.
 
+use crate::files::{self, Lives};
 use crate::journal::{self, DestinationRecord, Entry, Journal, Side, TaskId};
 use crate::net::address::AddressHolder;
 use crate::net::connections;
@@ -184,6 +185,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
             // It died in the brownout: the pager goes on alone, and needs no file.
             if found == DestinationStanding::Resumed && !journal::is_open(state, id, Side::Destination) {
                 let _ = leftovers::remove_directory(&work_directory(work, id));
+                files::settle(state, &id.to_string(), Lives::Here)?;
             }
             return Ok(found);
         }
@@ -196,6 +198,7 @@ pub fn settle(state: &Path, work: &Path, id: MigrationId) -> io::Result<Destinat
         }
         Settlement::Resumed => {
             Journal::open(state, id)?.append(&DestinationRecord::Resumed)?;
+            files::settle(state, &id.to_string(), Lives::Here)?;
             open_network(id);
         }
         Settlement::Discard(cause) => {
@@ -224,7 +227,7 @@ pub fn resolve(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId], run
     match runs {
         Side::Destination => {
             open_network(id);
-            Ok(())
+            files::settle(state, &id.to_string(), Lives::Here)
         }
         Side::Source => remove_copy(state, work, id, tasks),
     }
@@ -245,6 +248,7 @@ fn remove_copy(state: &Path, work: &Path, id: MigrationId, tasks: &[TaskId]) -> 
         let _ = holder.take_off();
     }
     open_network(id);
+    files::settle(state, &id.to_string(), Lives::Elsewhere)?;
     let _ = leftovers::remove_directory(&work_directory(work, id));
     Ok(())
 }

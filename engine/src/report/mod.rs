@@ -83,7 +83,8 @@ pub struct DowntimeReport {
     pub final_scan_ms: f64,
     /// Reading and sending the last pages.
     pub final_transfer_ms: f64,
-    /// Sending CRIU's images and the final state.
+    /// Sending CRIU's images and the final state, after what was still missing of
+    /// directories that come along.
     pub images_ms: f64,
     /// Assembly and restore there, the network's round trip included.
     pub restore_ms: f64,
@@ -198,6 +199,20 @@ pub struct ClientReport {
     pub lost: u64,
 }
 
+/// Directories that came along; only where some did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FilesReport {
+    /// Rounds in which they were looked at, the freeze not counted.
+    pub rounds: u64,
+    /// What was sent of them in all, before compression.
+    pub bytes: u64,
+    /// Of this, while frozen.
+    pub final_bytes: u64,
+    /// How long the last difference took; in parallel with the dump and the last pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_ms: Option<f64>,
+}
+
 /// A whole migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -251,6 +266,9 @@ pub struct Report {
     /// Of this, while frozen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_bytes: Option<u64>,
+    /// Directories that came along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesReport>,
     /// The client's view.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientReport>,

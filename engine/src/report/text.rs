@@ -56,6 +56,12 @@ pub fn render(report: &Report) -> String {
     if let Some(brownout) = report.brownout_ms {
         let _ = writeln!(out, "  brownout   {brownout:.0} ms until every page was handed over");
     }
+    if let Some(files) = &report.files {
+        let last = files.final_ms.map_or_else(String::new, |ms| {
+            format!(", {} of it in the freeze, in {ms:.1} ms", Bytes(files.final_bytes))
+        });
+        let _ = writeln!(out, "  files      {} in {} rounds{last}", Bytes(files.bytes), files.rounds);
+    }
     if let Some(client) = &report.client {
         let _ = writeln!(
             out,

@@ -4,8 +4,8 @@ use super::clock::DowntimeClock;
 use super::plan::SourcePlan;
 use super::state::SourceState;
 use crate::report::{
-    DowntimeReport, PredictionReport, Report, ReportOutcome, RoundReport, SCHEMA, StrategyReport,
-    ThereReport, ms,
+    DowntimeReport, FilesReport, PredictionReport, Report, ReportOutcome, RoundReport, SCHEMA,
+    StrategyReport, ThereReport, ms,
 };
 use ferry_transport::units::Bytes;
 use ferry_transport::wire::control::RestoreMode;
@@ -26,6 +26,8 @@ pub(super) struct Account {
     pub(super) there: Option<ThereReport>,
     /// What the frozen part took on the wire.
     pub(super) final_bytes: Option<Bytes>,
+    /// What came along beside memory.
+    pub(super) files: Option<FilesReport>,
     /// How long pages followed after Resumed.
     pub(super) brownout: Option<Duration>,
     notes: Vec<String>,
@@ -42,6 +44,7 @@ impl Account {
             prediction: None,
             there: None,
             final_bytes: None,
+            files: None,
             brownout: None,
             notes,
         }
@@ -135,6 +138,7 @@ impl Account {
             memory_bytes: plan.offer.memory.0,
             wire_bytes: wire.0,
             final_bytes: self.final_bytes.map(|bytes| bytes.0),
+            files: self.files,
             client: None,
             environment: plan.environment.clone(),
             notes: self.notes,

@@ -1,6 +1,7 @@
 //! The conversation with the destination: one link at a time, the messages on it,
 //! and whatever may interrupt a wait.
 
+use super::along::{BlobStream, QueueSink};
 use super::pages::{PageStreams, StreamSink};
 use super::recovery;
 use ferry_transport::link::{Connector, ControlReceiver, ControlSender, Link, LinkError};
@@ -30,6 +31,7 @@ struct Session {
     sender: Box<dyn ControlSender>,
     receiver: Box<dyn ControlReceiver>,
     streams: Option<PageStreams>,
+    blobs: Option<BlobStream>,
 }
 
 /// What came instead of the work's end.
@@ -61,7 +63,7 @@ impl Conversation {
             why = aborted(self.abort.clone()) => return Err(why),
         };
         let (sender, receiver) = link.control().await.map_err(text)?;
-        self.session = Some(Session { link, sender, receiver, streams: None });
+        self.session = Some(Session { link, sender, receiver, streams: None, blobs: None });
         Ok(())
     }
 
@@ -70,6 +72,18 @@ impl Conversation {
         let session = self.session()?;
         session.streams = Some(PageStreams::open(&*session.link, streams).await.map_err(text)?);
         Ok(())
+    }
+
+    /// Opens the stream of what comes along.
+    pub(super) async fn open_blobs(&mut self) -> Result<(), String> {
+        let session = self.session()?;
+        session.blobs = Some(BlobStream::open(&*session.link).await.map_err(text)?);
+        Ok(())
+    }
+
+    /// Where blobs of what comes along go.
+    pub(super) fn blob_sink(&mut self) -> Result<QueueSink, String> {
+        Ok(self.session()?.blobs.as_ref().ok_or("no stream of blobs")?.sink())
     }
 
     /// Where pages go.
@@ -82,10 +96,13 @@ impl Conversation {
         Ok(&mut *self.session()?.sender)
     }
 
-    /// Bytes that page streams have sent, those of ended links too.
+    /// Bytes that page streams and blobs have taken, those of ended links too.
     pub(super) fn wire_bytes(&self) -> Bytes {
-        let streams = self.session.as_ref().and_then(|session| session.streams.as_ref());
-        self.sent_before + streams.map_or(Bytes(0), PageStreams::wire_bytes)
+        let sent = self.session.as_ref().map_or(Bytes(0), |session| {
+            session.streams.as_ref().map_or(Bytes(0), PageStreams::wire_bytes)
+                + session.blobs.as_ref().map_or(Bytes(0), BlobStream::wire_bytes)
+        });
+        self.sent_before + sent
     }
 
     pub(super) async fn send(&mut self, message: Message) -> Result<(), String> {
@@ -116,7 +133,7 @@ impl Conversation {
         let aborted = aborted(self.abort.clone());
         let before = self.wire_bytes();
         let ended = self.sent_before;
-        let Some(Session { receiver, streams, .. }) = &mut self.session else {
+        let Some(Session { receiver, streams, blobs, .. }) = &mut self.session else {
             return Err(Interrupted::Failed("not connected".into()));
         };
         let mut tick = tokio::time::interval(TICK);
@@ -140,7 +157,9 @@ impl Conversation {
                 }
                 why = &mut aborted => return Err(Interrupted::Failed(why)),
                 _ = tick.tick() => {
-                    let sent = ended + streams.as_ref().map_or(Bytes(0), PageStreams::wire_bytes);
+                    let sent = ended
+                        + streams.as_ref().map_or(Bytes(0), PageStreams::wire_bytes)
+                        + blobs.as_ref().map_or(Bytes(0), BlobStream::wire_bytes);
                     progress(Bytes(sent.0.saturating_sub(before.0)));
                 }
             }

@@ -2,6 +2,7 @@
 //! state machine says. The order of a migration is [`Source::next`], on one screen.
 
 use super::account::Account;
+use super::along::{Along, Pending};
 use super::conversation::{Conversation, Interrupted, unexpected};
 use super::experience;
 use super::final_state::send_images;
@@ -13,6 +14,7 @@ use super::plan::{Finished, SourceParts, SourcePlan};
 use super::state::{SourceAction, SourceInput, SourceState, learned};
 use super::workload::Workload;
 use crate::check::{Findings, Severity};
+use crate::companion::CompanionRound;
 use crate::journal::{Journal, Side, SourceRecord, TaskId};
 use crate::memory::{FrozenSpace, MemoryError, RoundScan};
 use crate::net::hooks::Stage;
@@ -31,6 +33,9 @@ pub struct Source {
     plan: SourcePlan,
     workload: Workload,
     memory: MemoryThread,
+    along: Option<Along>,
+    /// The last difference of what comes along, under way since the freeze.
+    last_difference: Vec<Pending<CompanionRound>>,
     strategy: Box<dyn Strategy>,
     peer: Conversation,
     network: SourceNetwork,
@@ -63,6 +68,8 @@ impl Source {
             account: Account::new(plan.notes.clone()),
             workload: Workload::new(parts.target),
             memory: MemoryThread::start(parts.memory)?,
+            along: parts.companion.map(Along::start).transpose()?,
+            last_difference: Vec::new(),
             strategy: parts.strategy,
             peer: Conversation::new(parts.connector, parts.abort),
             network: parts.network,
@@ -161,6 +168,9 @@ impl Source {
             other => return Err(format!("the destination answered the offer with {}", other.name())),
         }
         self.peer.open_pages(self.plan.streams).await?;
+        if self.along.is_some() {
+            self.peer.open_blobs().await?;
+        }
         self.workload.prepare().await?;
         self.rounds_began = Some(Instant::now());
         let budget = self.budget();
@@ -177,8 +187,12 @@ impl Source {
         let wire_before = self.peer.wire_bytes();
         let sink = self.peer.sink()?;
         let memory = self.memory.clone();
-        let scan = self.in_time(round, async move { memory.round(round, sink).await }).await?;
+        let files = self.begin_files_round()?;
+        // Side by side: the network is the memory's while a directory is being looked at.
+        let both = async move { tokio::join!(memory.round(round, sink), done(files)) };
+        let (scan, files) = self.in_time(round, both).await?;
         let scan = self.explained(scan).await?;
+        let beside = self.end_files_round(files?).await?;
         self.send(Message::RoundEnd(totals(round, &scan))).await?;
         let answer = self.in_time(round, std::future::pending::<()>());
         match answer.await {
@@ -192,12 +206,13 @@ impl Source {
         let scanned = Instant::now();
         let remaining = memory.peek().await.map_err(|error| error.to_string())?;
         self.forecast.scan_took(scanned.elapsed());
+        self.peek_files().await?;
         let stats = RoundStats {
             round,
             duration,
             dirty: scan.dirty_pages,
             wire: Bytes(self.peer.wire_bytes().0 - wire_before.0),
-            bandwidth: scan.data_pages.bytes().per(duration),
+            bandwidth: (scan.data_pages.bytes() + beside).per(duration),
             dirty_rate: remaining.bytes().per(duration),
             remaining,
             frozen: scan.frozen,
@@ -239,6 +254,8 @@ impl Source {
             other => return Err(unexpected(&other)),
         }
         self.account.lap(|parts| &mut parts.freeze_ms);
+        // Nothing changes any more: beside the dump.
+        self.begin_last_difference(Along::finish)?;
         tokio::task::block_in_place(|| {
             self.network.hook(Stage::Frozen)?;
             self.network.release()?;
@@ -254,6 +271,7 @@ impl Source {
         self.journal.append(&SourceRecord::Holding { tasks }).map_err(not_journaled)?;
         self.workload.pin()?;
         self.account.lap(|parts| &mut parts.dump_ms);
+        self.begin_last_difference(Along::seal)?;
 
         let wire_before = self.peer.wire_bytes();
         let round = Round(self.history.rounds.len() as u32);
@@ -266,6 +284,7 @@ impl Source {
             self.note(note.clone());
         }
         let images = send_images(&self.plan.images, self.peer.sender()?).await.map_err(|e| e.to_string())?;
+        self.end_last_difference(round).await?;
         let state = self.final_state(totals(round, &scan), &spaces, images)?;
         self.send(Message::FinalState(Box::new(state))).await?;
         match self.receive_frozen().await? {
@@ -414,7 +433,9 @@ impl Source {
         let strategy =
             StrategyReport { name: self.strategy.name().into(), parameters: self.strategy.parameters() };
         let exists = !self.workload.tasks().is_empty();
-        let mut report = self.account.report(&state, &self.plan, strategy, self.peer.wire_bytes(), exists);
+        let mut account = self.account;
+        account.files = self.along.as_ref().map(Along::report);
+        let mut report = account.report(&state, &self.plan, strategy, self.peer.wire_bytes(), exists);
         let _ = self.journal.sync();
         // One that was in doubt teaches nothing about the next.
         let measured = report.downtime.filter(|_| self.doubt_since.is_none());
@@ -430,6 +451,50 @@ impl Source {
             report.notes.push(format!("the report could not be saved: {error}"));
         }
         Finished { state, report, refusal: self.refusal }
+    }
+
+    fn begin_files_round(&mut self) -> Result<Option<Pending<CompanionRound>>, String> {
+        let Some(along) = &self.along else { return Ok(None) };
+        Ok(Some(along.round(self.peer.blob_sink()?)))
+    }
+
+    /// Says how much of what comes along is on its way; its bytes in this round.
+    async fn end_files_round(&mut self, round: Option<CompanionRound>) -> Result<Bytes, String> {
+        let (Some(round), Some(along)) = (round, &mut self.along) else { return Ok(Bytes(0)) };
+        let blobs = along.count(&round);
+        round.notes.into_iter().for_each(|note| self.note(note));
+        self.send(Message::Along(blobs)).await?;
+        Ok(round.bytes)
+    }
+
+    async fn peek_files(&mut self) -> Result<(), String> {
+        if let Some(along) = &mut self.along {
+            along.forecast = along.peek().done().await?;
+        }
+        Ok(())
+    }
+
+    fn begin_last_difference(
+        &mut self,
+        part: impl FnOnce(&Along, super::along::QueueSink) -> Pending<CompanionRound>,
+    ) -> Result<(), String> {
+        if let Some(along) = &self.along {
+            self.last_difference.push(part(along, self.peer.blob_sink()?));
+        }
+        Ok(())
+    }
+
+    async fn end_last_difference(&mut self, round: Round) -> Result<(), String> {
+        let mut blobs = None;
+        for part in std::mem::take(&mut self.last_difference) {
+            let part = self.watched(round, part.done()).await??;
+            blobs = self.along.as_mut().map(|along| along.count_final(&part));
+            part.notes.into_iter().for_each(|note| self.note(note));
+        }
+        match blobs {
+            Some(blobs) => self.send(Message::Along(blobs)).await,
+            None => Ok(()),
+        }
     }
 
     fn final_state(
@@ -454,9 +519,12 @@ impl Source {
     }
 
     fn budget(&self) -> Budget {
+        let beside = self.along.as_ref().map(|along| along.forecast).unwrap_or_default();
         Budget {
             downtime: self.plan.downtime,
-            fixed_cost: self.forecast.fixed(),
+            // Files are looked at while CRIU dumps.
+            fixed_cost: self.forecast.fixed() + beside.cost.saturating_sub(self.forecast.dump()),
+            beside: beside.send,
             elapsed: self.rounds_began.map_or(Duration::ZERO, |began| began.elapsed()),
             deadline: self.plan.deadline,
         }
@@ -546,6 +614,13 @@ impl Source {
             });
         };
         self.peer.watch(work, progress).await
+    }
+}
+
+async fn done(files: Option<Pending<CompanionRound>>) -> Result<Option<CompanionRound>, String> {
+    match files {
+        Some(files) => files.done().await.map(Some),
+        None => Ok(None),
     }
 }
 

@@ -67,6 +67,11 @@ pub(super) struct Forecast {
 }
 
 impl Forecast {
+    /// CRIU's dump, from first principles.
+    pub(super) fn dump(&self) -> Duration {
+        Duration::from_secs_f64(self.principles.dump_ms.max(0.0) / 1000.0)
+    }
+
     pub(super) fn new(
         tree: TreeCost,
         here: LocalCost,

@@ -1,6 +1,7 @@
 //! The source: where the workload runs until the destination's Resumed.
 
 mod account;
+mod along;
 mod clock;
 mod conversation;
 mod driver;

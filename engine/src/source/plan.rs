@@ -6,6 +6,7 @@ use super::network::SourceNetwork;
 use super::observer::Observer;
 use super::state::SourceState;
 use crate::check::Findings;
+use crate::companion::Companion;
 use crate::memory::MemorySource;
 use crate::report::{Report, environment::Environment};
 use crate::strategy::Strategy;
@@ -56,6 +57,8 @@ pub struct SourceParts {
     pub target: Box<dyn Target>,
     /// What follows and reads its memory.
     pub memory: Box<dyn MemorySource>,
+    /// What comes along beside memory, if anything does.
+    pub companion: Option<Box<dyn Companion>>,
     /// What decides.
     pub strategy: Box<dyn Strategy>,
     /// The way to the destination.

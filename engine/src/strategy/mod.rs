@@ -76,6 +76,8 @@ pub struct Budget {
     pub downtime: Duration,
     /// What a freeze costs before any page is sent: dump, restore, round trips.
     pub fixed_cost: Duration,
+    /// What would have to be sent in a freeze beside pages: files that changed.
+    pub beside: Bytes,
     /// Time since the first round began.
     pub elapsed: Duration,
     /// The longest that the rounds may take together.
@@ -86,7 +88,7 @@ impl Budget {
     /// Downtime of a freeze after the last round: fixed cost plus remaining
     /// bytes over bandwidth. `None` before a bandwidth is known.
     pub fn predict(&self, history: &History) -> Option<Duration> {
-        let remaining = history.last()?.remaining.bytes();
+        let remaining = history.last()?.remaining.bytes() + self.beside;
         let transfer =
             if remaining == Bytes(0) { Duration::ZERO } else { remaining.at(history.bandwidth()?)? };
         Some(self.fixed_cost + transfer)
@@ -158,6 +160,7 @@ pub(crate) mod tests {
         Budget {
             downtime: Duration::from_millis(downtime_ms),
             fixed_cost: Duration::from_millis(20),
+            beside: Bytes(0),
             elapsed: Duration::ZERO,
             deadline: Duration::from_secs(600),
         }
@@ -167,6 +170,14 @@ pub(crate) mod tests {
     fn prediction_is_fixed_cost_plus_bytes_over_bandwidth() {
         let history = History { rounds: vec![round(0, 1000, 262_144, 26_214)] };
         let predicted = budget(100).predict(&history).unwrap();
+        assert!((119..=121).contains(&predicted.as_millis()), "{predicted:?}");
+    }
+
+    #[test]
+    fn files_that_would_be_sent_in_the_freeze_count_like_pages() {
+        let history = History { rounds: vec![round(0, 1000, 262_144, 0)] };
+        let beside = Budget { beside: Bytes(26_214 * 4096), ..budget(100) };
+        let predicted = beside.predict(&history).unwrap();
         assert!((119..=121).contains(&predicted.as_millis()), "{predicted:?}");
     }
 

@@ -44,6 +44,7 @@ fn ports_in_use_at_the_destination_block() {
             limits: vec![],
             ports,
             forced: Forced::No,
+            along: Vec::new(),
         };
         let here = LocalFacts::read(hello(), vec![], None);
         let found = check_destination(&offer, &hello(), &here);
@@ -83,6 +84,7 @@ fn the_destination_compares_and_names_everything_that_differs() {
         limits: needs.limits.clone(),
         ports: Vec::new(),
         forced: Forced::No,
+        along: Vec::new(),
     };
     let mut here = LocalFacts::read(hello(), vec![std::env::temp_dir()], Some(std::env::temp_dir()));
     let working = std::env::current_dir().unwrap().display().to_string();

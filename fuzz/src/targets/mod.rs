@@ -1,5 +1,6 @@
 //! All targets.
 
+mod files;
 mod images;
 mod kernel;
 mod own;
@@ -8,6 +9,7 @@ mod wire;
 
 use crate::Target;
 
+pub use files::blobs;
 pub use images::{arriving_images, image_directory, image_files};
 pub use kernel::{elf, netlink, procfs};
 pub use own::{address_move, journal};
@@ -15,9 +17,10 @@ pub use pages::{page_store, pager, pager_sockets};
 pub use wire::{control, frame};
 
 /// Every target there is.
-pub const ALL: [Target; 13] = [
+pub const ALL: [Target; 14] = [
     Target { name: "control", seeds: wire::control_seeds, run: control },
     Target { name: "frame", seeds: wire::frame_seeds, run: frame },
+    Target { name: "blobs", seeds: files::blob_seeds, run: blobs },
     Target { name: "page_store", seeds: pages::store_seeds, run: page_store },
     Target { name: "arriving_images", seeds: images::arriving_seeds, run: arriving_images },
     Target { name: "image_files", seeds: images::file_seeds, run: image_files },

@@ -92,6 +92,7 @@ pub(super) fn control_seeds() -> Vec<Vec<u8>> {
             port: 6379,
         }],
         forced: Forced::No,
+        along: Vec::new(),
     };
     let messages = [
         Message::Offer(Box::new(offer.clone())),
@@ -121,6 +122,7 @@ pub(super) fn control_seeds() -> Vec<Vec<u8>> {
         })),
         Message::Ready(RestoreTimes { assemble_us: 10, restore_us: 20_000 }),
         Message::Commit,
+        Message::Along(300),
         Message::Resumed(1500),
         Message::NotResumed("CRIU failed".into()),
         Message::AskOutcome(id),

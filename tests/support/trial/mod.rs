@@ -8,7 +8,7 @@
 mod criu;
 mod deed;
 mod host;
-mod proof;
+pub mod proof;
 
 pub use deed::Deed;
 #[allow(unused_imports, reason = "not every suite waits for a failure of the host")]

@@ -124,7 +124,7 @@ pub(super) fn mounts(host: &Host) -> BTreeSet<String> {
 }
 
 /// The state letter of a process of the host, if it has it.
-pub(super) fn state_of(host: &Host, pid: i32) -> Option<char> {
+pub fn state_of(host: &Host, pid: i32) -> Option<char> {
     let outer = host.outer_pid(pid).ok()?;
     let stat = fs::read_to_string(format!("/proc/{outer}/stat")).ok()?;
     let state = stat.rsplit_once(") ")?.1.chars().next()?;

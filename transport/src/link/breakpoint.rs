@@ -5,7 +5,10 @@
 //! very message. Two files are the signal: the link makes `DIR/reached` when it gets
 //! there, and waits until somebody makes `DIR/go`.
 
-use super::{Connector, ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender};
+use super::{
+    BlobReceiver, BlobSender, Connector, ControlReceiver, ControlSender, Link, LinkError, PageReceiver,
+    PageSender,
+};
 use crate::wire::control::Message;
 use async_trait::async_trait;
 use std::path::PathBuf;
@@ -120,6 +123,14 @@ impl Link for StoppingLink {
 
     async fn accept_pages(&self) -> Result<Box<dyn PageReceiver>, LinkError> {
         self.inner.accept_pages().await
+    }
+
+    async fn open_blobs(&self) -> Result<Box<dyn BlobSender>, LinkError> {
+        self.inner.open_blobs().await
+    }
+
+    async fn accept_blobs(&self) -> Result<Box<dyn BlobReceiver>, LinkError> {
+        self.inner.accept_blobs().await
     }
 
     async fn close(&self, reason: &str) {

@@ -5,7 +5,9 @@
 //! was sent before the cut still arrives, as on a real network it may; what the
 //! other end did not get is never learnt by the sender, whose `send` succeeded.
 
-use super::{ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender};
+use super::{
+    BlobReceiver, BlobSender, ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender,
+};
 use crate::link::Connector;
 use crate::page::PageChunk;
 use crate::units::Bytes;
@@ -187,6 +189,17 @@ impl Link for FaultyLink {
         Ok(Box::new(Incoming { inner, state: Arc::clone(&self.state) }))
     }
 
+    async fn open_blobs(&self) -> Result<Box<dyn BlobSender>, LinkError> {
+        self.state.broken()?;
+        let inner = self.state.unless_cut(self.inner.open_blobs()).await?;
+        Ok(Box::new(Blobs { inner, state: Arc::clone(&self.state) }))
+    }
+
+    async fn accept_blobs(&self) -> Result<Box<dyn BlobReceiver>, LinkError> {
+        let inner = self.state.unless_cut(self.inner.accept_blobs()).await?;
+        Ok(Box::new(IncomingBlobs { inner, state: Arc::clone(&self.state) }))
+    }
+
     async fn close(&self, reason: &str) {
         // Over a cut cable not even the reason passes: the peer has its loss.
         if self.state.broken().is_ok() {
@@ -283,6 +296,39 @@ impl PageReceiver for Incoming {
     async fn recv(&mut self) -> Result<Option<PageChunk>, LinkError> {
         match lost_if_cut(&self.state, self.state.unless_cut(self.inner.recv()).await) {
             // A sender that gave up drops its stream, which must not look like its end.
+            Ok(None) => self.state.broken().map(|()| None),
+            other => other,
+        }
+    }
+}
+
+struct Blobs {
+    inner: Box<dyn BlobSender>,
+    state: Arc<State>,
+}
+
+#[async_trait]
+impl BlobSender for Blobs {
+    async fn send(&mut self, blob: bytes::Bytes) -> Result<Bytes, LinkError> {
+        self.state.broken()?;
+        self.state.unless_cut(self.inner.send(blob)).await
+    }
+
+    async fn finish(&mut self) -> Result<(), LinkError> {
+        self.state.broken()?;
+        self.inner.finish().await
+    }
+}
+
+struct IncomingBlobs {
+    inner: Box<dyn BlobReceiver>,
+    state: Arc<State>,
+}
+
+#[async_trait]
+impl BlobReceiver for IncomingBlobs {
+    async fn recv(&mut self) -> Result<Option<bytes::Bytes>, LinkError> {
+        match lost_if_cut(&self.state, self.state.unless_cut(self.inner.recv()).await) {
             Ok(None) => self.state.broken().map(|()| None),
             other => other,
         }

@@ -5,12 +5,14 @@
 //! [`LinkError::Closed`] with the reason; an end that is dropped without a close
 //! is [`LinkError::Lost`] for the other.
 
-use super::{ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender};
+use super::{
+    BlobReceiver, BlobSender, ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender,
+};
 use crate::link::Connector;
 use crate::page::PageChunk;
 use crate::units::Bytes;
 use crate::wire::control::Message;
-use crate::wire::frame;
+use crate::wire::{blob, frame};
 use async_trait::async_trait;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
@@ -49,8 +51,15 @@ struct MemoryLink {
     control: Mutex<Option<Control>>,
     open: mpsc::Sender<mpsc::Receiver<PageChunk>>,
     accept: tokio::sync::Mutex<mpsc::Receiver<mpsc::Receiver<PageChunk>>>,
+    blobs: BlobStreams,
     own: Arc<watch::Sender<End>>,
     other: watch::Receiver<End>,
+}
+
+/// Streams of blobs, as they are opened and accepted.
+struct BlobStreams {
+    open: mpsc::Sender<mpsc::Receiver<bytes::Bytes>>,
+    accept: tokio::sync::Mutex<mpsc::Receiver<mpsc::Receiver<bytes::Bytes>>>,
 }
 
 /// A link's two ends: the initiating one, and the accepting one.
@@ -59,15 +68,34 @@ pub fn pair() -> (Box<dyn Link>, Box<dyn Link>) {
     let (to_a, from_b) = mpsc::channel(MESSAGES);
     let (open_a, accept_b) = mpsc::channel(STREAMS);
     let (open_b, accept_a) = mpsc::channel(STREAMS);
+    let (blobs_a, blobs_at_b) = mpsc::channel(STREAMS);
+    let (blobs_b, blobs_at_a) = mpsc::channel(STREAMS);
+    let blobs = |open, accept| BlobStreams { open, accept: tokio::sync::Mutex::new(accept) };
     let (end_a, a_ended) = watch::channel(End::Open);
     let (end_b, b_ended) = watch::channel(End::Open);
-    let end = |peer, control, open, accept, own, other| {
+    let end = |peer, control, open, accept, blobs, own, other| {
         let control = Mutex::new(Some(control));
         let (accept, own) = (tokio::sync::Mutex::new(accept), Arc::new(own));
-        Box::new(MemoryLink { peer, control, open, accept, own, other })
+        Box::new(MemoryLink { peer, control, open, accept, blobs, own, other })
     };
-    let a = end("memory (accepting)", (to_b, from_b), open_a, accept_a, end_a, b_ended);
-    let b = end("memory (initiating)", (to_a, from_a), open_b, accept_b, end_b, a_ended);
+    let a = end(
+        "memory (accepting)",
+        (to_b, from_b),
+        open_a,
+        accept_a,
+        blobs(blobs_a, blobs_at_a),
+        end_a,
+        b_ended,
+    );
+    let b = end(
+        "memory (initiating)",
+        (to_a, from_a),
+        open_b,
+        accept_b,
+        blobs(blobs_b, blobs_at_b),
+        end_b,
+        a_ended,
+    );
     (a, b)
 }
 
@@ -147,6 +175,22 @@ impl Link for MemoryLink {
         let mut accept = self.accept.lock().await;
         match ends.clone().receiving(&mut accept).await? {
             Some(recv) => Ok(Box::new(Incoming { recv, ends })),
+            None => Err(ends.why()),
+        }
+    }
+
+    async fn open_blobs(&self) -> Result<Box<dyn BlobSender>, LinkError> {
+        let ends = Ends { own: self.own.subscribe(), other: self.other.clone() };
+        let (send, recv) = mpsc::channel(CHUNKS);
+        ends.clone().sending(self.blobs.open.send(recv)).await?;
+        Ok(Box::new(Blobs { send: Some(send), ends }))
+    }
+
+    async fn accept_blobs(&self) -> Result<Box<dyn BlobReceiver>, LinkError> {
+        let ends = Ends { own: self.own.subscribe(), other: self.other.clone() };
+        let mut accept = self.blobs.accept.lock().await;
+        match ends.clone().receiving(&mut accept).await? {
+            Some(recv) => Ok(Box::new(IncomingBlobs { recv, ends })),
             None => Err(ends.why()),
         }
     }
@@ -265,6 +309,37 @@ struct Incoming {
 #[async_trait]
 impl PageReceiver for Incoming {
     async fn recv(&mut self) -> Result<Option<PageChunk>, LinkError> {
+        self.ends.receiving(&mut self.recv).await
+    }
+}
+
+struct Blobs {
+    send: Option<mpsc::Sender<bytes::Bytes>>,
+    ends: Ends,
+}
+
+#[async_trait]
+impl BlobSender for Blobs {
+    async fn send(&mut self, blob: bytes::Bytes) -> Result<Bytes, LinkError> {
+        let send = self.send.as_ref().ok_or_else(|| LinkError::Local("the stream has ended".into()))?;
+        let length = blob::HEADER_LEN + blob.len();
+        self.ends.sending(send.send(blob)).await?;
+        Ok(Bytes(length as u64))
+    }
+
+    async fn finish(&mut self) -> Result<(), LinkError> {
+        self.send.take().map(drop).ok_or_else(|| LinkError::Local("the stream has ended".into()))
+    }
+}
+
+struct IncomingBlobs {
+    recv: mpsc::Receiver<bytes::Bytes>,
+    ends: Ends,
+}
+
+#[async_trait]
+impl BlobReceiver for IncomingBlobs {
+    async fn recv(&mut self) -> Result<Option<bytes::Bytes>, LinkError> {
         self.ends.receiving(&mut self.recv).await
     }
 }

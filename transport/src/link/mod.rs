@@ -1,5 +1,6 @@
-//! The seam between the engine and the network: one control stream and any
-//! number of page streams to one authenticated peer.
+//! The seam between the engine and the network: one control stream, any number of
+//! page streams and, where something comes along, streams of blobs to one
+//! authenticated peer.
 
 use crate::page::PageChunk;
 use crate::units::Bytes;
@@ -61,6 +62,23 @@ pub trait PageReceiver: Send {
     async fn recv(&mut self) -> Result<Option<PageChunk>, LinkError>;
 }
 
+/// One outgoing stream of a companion's blobs.
+#[async_trait]
+pub trait BlobSender: Send {
+    /// Encodes and queues one blob, of 1 to [`MAX_BLOB`](crate::wire::blob::MAX_BLOB)
+    /// bytes; waits like a page stream. Returns the bytes that it takes on the wire.
+    async fn send(&mut self, blob: bytes::Bytes) -> Result<Bytes, LinkError>;
+    /// Ends the stream in order.
+    async fn finish(&mut self) -> Result<(), LinkError>;
+}
+
+/// One incoming stream of a companion's blobs.
+#[async_trait]
+pub trait BlobReceiver: Send {
+    /// The next blob, its checksum verified; `None` when the stream ended in order.
+    async fn recv(&mut self) -> Result<Option<bytes::Bytes>, LinkError>;
+}
+
 /// An authenticated link to one peer.
 #[async_trait]
 pub trait Link: Send + Sync {
@@ -73,6 +91,10 @@ pub trait Link: Send + Sync {
     async fn open_pages(&self) -> Result<Box<dyn PageSender>, LinkError>;
     /// Accepts the next page stream of the peer. Cancel-safe.
     async fn accept_pages(&self) -> Result<Box<dyn PageReceiver>, LinkError>;
+    /// Opens a stream of blobs.
+    async fn open_blobs(&self) -> Result<Box<dyn BlobSender>, LinkError>;
+    /// Accepts the next stream of blobs of the peer. Cancel-safe.
+    async fn accept_blobs(&self) -> Result<Box<dyn BlobReceiver>, LinkError>;
     /// Ends the link with a reason that the peer can show. Idempotent.
     async fn close(&self, reason: &str);
 }

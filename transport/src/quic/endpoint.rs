@@ -7,6 +7,7 @@
 
 use super::identity::{Fingerprint, Identity};
 use super::link::{QuicLink, lost};
+use super::streams::{Found, gather};
 use super::tls::{self, ALPN_FERRY, Pin, SERVER_NAME};
 use super::trust::Trust;
 use super::tuning::{self, LinkOptions};
@@ -199,7 +200,7 @@ impl Connector for QuicConnector {
     }
 }
 
-/// Makes a link, and gathers the page streams of all its connections.
+/// Makes a link, and gathers the streams of all its connections.
 fn link(
     peer: String,
     connections: Vec<Connection>,
@@ -210,7 +211,9 @@ fn link(
 ) -> QuicLink {
     let (send, recv) = control;
     let said = Arc::new(tokio::sync::Mutex::new(send));
-    let (found, incoming) = mpsc::channel(64);
+    let (pages, incoming) = mpsc::channel(64);
+    let (blobs, incoming_blobs) = mpsc::channel(64);
+    let found = Found { pages, blobs };
     for connection in connections.clone() {
         tokio::spawn(gather(connection, found.clone()));
     }
@@ -231,20 +234,11 @@ fn link(
         control: tokio::sync::Mutex::new(Some((Arc::clone(&said), recv))),
         said,
         incoming: tokio::sync::Mutex::new(incoming),
+        blobs: tokio::sync::Mutex::new(incoming_blobs),
         compression: options.compression,
         limiter: options.limiter.clone(),
         next: AtomicUsize::new(0),
         _endpoints: endpoints,
-    }
-}
-
-async fn gather(connection: Connection, found: mpsc::Sender<Result<RecvStream, quinn::ConnectionError>>) {
-    loop {
-        let stream = connection.accept_uni().await;
-        let ended = stream.is_err();
-        if found.send(stream).await.is_err() || ended {
-            return;
-        }
     }
 }
 

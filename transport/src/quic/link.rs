@@ -1,7 +1,10 @@
 //! One link: a connection with the control stream, perhaps more for pages.
 
 use super::limiter::Limiter;
-use crate::link::{ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender};
+use super::streams::{self, StreamKind};
+use crate::link::{
+    BlobReceiver, BlobSender, ControlReceiver, ControlSender, Link, LinkError, PageReceiver, PageSender,
+};
 use crate::page::PageChunk;
 use crate::wire::compress::{self, Advice, Advisor, Compression, Encoding};
 use crate::wire::control::Message;
@@ -37,6 +40,8 @@ pub(super) struct QuicLink {
     pub(super) said: Arc<Mutex<SendStream>>,
     /// Page streams of all connections, as the peer opens them.
     pub(super) incoming: Mutex<mpsc::Receiver<Result<RecvStream, ConnectionError>>>,
+    /// Streams of blobs likewise.
+    pub(super) blobs: Mutex<mpsc::Receiver<Result<RecvStream, ConnectionError>>>,
     pub(super) compression: Compression,
     pub(super) limiter: Option<Arc<Limiter>>,
     pub(super) next: AtomicUsize,
@@ -62,14 +67,26 @@ impl Link for QuicLink {
     }
 
     async fn open_pages(&self) -> Result<Box<dyn PageSender>, LinkError> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
-        let stream = self.connections[turn].open_uni().await.map_err(lost)?;
+        let stream = self.open(StreamKind::Pages).await?;
         Ok(Box::new(Pages { stream, advisor: Advisor::new(self.compression), limiter: self.limiter.clone() }))
     }
 
     async fn accept_pages(&self) -> Result<Box<dyn PageReceiver>, LinkError> {
         match self.incoming.lock().await.recv().await {
             Some(Ok(stream)) => Ok(Box::new(Incoming { stream })),
+            Some(Err(error)) => Err(lost(error)),
+            None => Err(LinkError::Lost("the connection has ended".into())),
+        }
+    }
+
+    async fn open_blobs(&self) -> Result<Box<dyn BlobSender>, LinkError> {
+        let stream = self.open(StreamKind::Blobs).await?;
+        Ok(Box::new(streams::Blobs::new(stream, self.compression, self.limiter.clone())))
+    }
+
+    async fn accept_blobs(&self) -> Result<Box<dyn BlobReceiver>, LinkError> {
+        match self.blobs.lock().await.recv().await {
+            Some(Ok(stream)) => Ok(Box::new(streams::IncomingBlobs::new(stream))),
             Some(Err(error)) => Err(lost(error)),
             None => Err(LinkError::Lost("the connection has ended".into())),
         }
@@ -90,6 +107,14 @@ impl Link for QuicLink {
 }
 
 impl QuicLink {
+    /// Opens a stream on the next connection in turn, and says what it carries.
+    async fn open(&self, kind: StreamKind) -> Result<SendStream, LinkError> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let mut stream = self.connections[turn].open_uni().await.map_err(lost)?;
+        stream.write_all(&[kind as u8]).await.map_err(write_lost)?;
+        Ok(stream)
+    }
+
     /// Ends the outgoing half of the control stream and waits until the peer has
     /// acknowledged all of it, or has gone.
     async fn flush(&self) {
@@ -258,14 +283,14 @@ fn untrusted(detail: &str) -> LinkError {
     ))
 }
 
-fn write_lost(error: WriteError) -> LinkError {
+pub(super) fn write_lost(error: WriteError) -> LinkError {
     match error {
         WriteError::ConnectionLost(error) => lost(error),
         other => LinkError::Lost(other.to_string()),
     }
 }
 
-fn read_lost(error: ReadError) -> LinkError {
+pub(super) fn read_lost(error: ReadError) -> LinkError {
     match error {
         ReadError::ConnectionLost(error) => lost(error),
         other => LinkError::Lost(other.to_string()),

@@ -3,7 +3,7 @@
 //! `identity` is who we are, `trust` whom we let in, `pair` how one comes to
 //! know the other, `tls` the handshake's rules; `endpoint` makes links, `link` is
 //! one, `tuning` has every number that bears on throughput, `limiter` the
-//! `--max-bandwidth`.
+//! `--max-bandwidth`, `streams` what each stream carries.
 
 pub mod bare;
 mod endpoint;
@@ -11,6 +11,7 @@ pub mod identity;
 mod limiter;
 mod link;
 pub mod pair;
+mod streams;
 mod tls;
 pub mod trust;
 mod tuning;

@@ -19,10 +19,12 @@
 //! are empty strings (1 byte becomes 24) and smallest ranges (2 become 16), twice
 //! that where a growing list has spare room.
 
+use super::blob::MAX_BLOB;
 use super::control::{Accepted, MAX_IMAGE_PART, Message};
 use super::finding::Findings;
 use bincode::config::standard;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Serialize, de::DeserializeOwned};
 
 /// Bytes before the content of every control message.
 pub const PREFIX_LEN: usize = 9;
@@ -114,6 +116,7 @@ kinds! {
     Check = 20, Message::Check(_),
     Findings = 21, Message::Findings(_),
     TakenOver = 22, Message::TakenOver,
+    Along = 23, Message::Along(_),
 }
 
 impl MessageKind {
@@ -223,6 +226,18 @@ fn decode_content(kind: MessageKind, content: &[u8]) -> Result<Message, CodecErr
         return Err(CodecError::Malformed { kind, cause });
     }
     Ok(message)
+}
+
+/// Appends a record of a companion's blob: see [`super::blob`].
+pub fn append_record<T: Serialize>(record: &T, to: &mut Vec<u8>) -> Result<(), String> {
+    bincode::serde::encode_into_std_write(record, to, standard()).map(drop).map_err(|cause| cause.to_string())
+}
+
+/// Takes the first record out of a blob's bytes, and says how long it is. No part of
+/// it can claim more than a blob may have.
+pub fn take_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), String> {
+    bincode::serde::decode_from_slice(bytes, standard().with_limit::<MAX_BLOB>())
+        .map_err(|cause| cause.to_string())
 }
 
 /// The prefix's checksum: of the kind byte and the content.

@@ -7,11 +7,12 @@
 //!   Offer  ------------------------------->
 //!          <-------------------------------  Accepted | Refused
 //!   (pages of round n on page streams)
+//!   Along{blobs} ------------------------->  (where something comes along)
 //!   RoundEnd{n} -------------------------->
 //!          <-------------------------------  RoundAcked{n}          … per round
 //!   Freezing ----------------------------->  takes the address over, holds what comes
 //!          <-------------------------------  TakenOver
-//!   (final pages)  Image* ---------------->
+//!   (final pages)  Image*  Along{blobs} -->
 //!   FinalState --------------------------->  assembles, restores, holds
 //!          <-------------------------------  Ready | Failed
 //!   Commit ------------------------------->  journals Commit: THE COMMIT POINT
@@ -33,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 /// The protocol's version, apart from the product's: raised when a message or
 /// frame changes meaning. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// A migration's identity, random, chosen by the source. Printed as 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -154,7 +155,7 @@ pub struct RestorerRequest {
     pub kind: String,
     /// What it must know beside images and pages, in a form of its own; at most
     /// [`MAX_SETUP`] bytes.
-    #[serde(with = "byte_array")]
+    #[serde(with = "super::byte_array")]
     pub setup: Vec<u8>,
 }
 
@@ -202,6 +203,10 @@ pub struct Offer {
     pub ports: Vec<PortClaim>,
     /// Whether findings that may be overridden are.
     pub forced: Forced,
+    /// What comes along beside memory, in a form of its own; empty: nothing. At most
+    /// [`MAX_SETUP`] bytes.
+    #[serde(with = "super::byte_array")]
+    pub along: Vec<u8>,
 }
 
 /// The destination's consent.
@@ -251,7 +256,7 @@ pub struct ImageFile {
     /// Where this part goes.
     pub offset: u64,
     /// This part's content; at most [`MAX_IMAGE_PART`] bytes.
-    #[serde(with = "byte_array")]
+    #[serde(with = "super::byte_array")]
     pub data: Vec<u8>,
 }
 
@@ -349,6 +354,9 @@ pub enum Message {
     Check(Box<Offer>),
     /// Destination: this.
     Findings(Findings),
+    /// Source: so many blobs of what comes along are on their stream, all rounds together.
+    /// What the source says next counts them in.
+    Along(u64),
 }
 
 impl Message {
@@ -377,34 +385,7 @@ impl Message {
             Message::KeepAlive => "KeepAlive",
             Message::Check(_) => "Check",
             Message::Findings(_) => "Findings",
+            Message::Along(_) => "Along",
         }
-    }
-}
-
-/// Bytes as one array: serde's own `Vec<u8>` goes through the serializer byte by
-/// byte, which for image files would cost milliseconds inside the freeze.
-mod byte_array {
-    use serde::de::{Deserializer, Error, Visitor};
-    use serde::ser::Serializer;
-
-    pub fn serialize<S: Serializer>(data: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(data)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        struct Owned;
-        impl Visitor<'_> for Owned {
-            type Value = Vec<u8>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes")
-            }
-            fn visit_bytes<E: Error>(self, data: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(data.to_vec())
-            }
-            fn visit_byte_buf<E: Error>(self, data: Vec<u8>) -> Result<Vec<u8>, E> {
-                Ok(data)
-            }
-        }
-        deserializer.deserialize_byte_buf(Owned)
     }
 }

@@ -6,6 +6,7 @@ use crate::check::finding::{Force, Severity};
 use crate::check::proc::tree::Tree;
 use ferry_transport::units::Bytes;
 use std::collections::HashSet;
+use std::path::Path;
 
 pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
     // A log that many processes write to is said once.
@@ -15,6 +16,11 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
         let directory = descriptor.is(libc::S_IFDIR);
         let memfd = descriptor.link.starts_with("/memfd:");
         if (!regular && !directory) || memfd || !descriptor.link.starts_with('/') {
+            continue;
+        }
+        let comes_along = descriptor.links > 0
+            && options.synced.iter().any(|tree| Path::new(&descriptor.link).starts_with(tree));
+        if comes_along {
             continue;
         }
         let mut say = |severity, force, what: String, advice: &str| {

@@ -6,6 +6,7 @@ use crate::check::finding::{Force, Severity, Subject};
 use crate::check::proc::tree::{Tree, namespaces};
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
     let own_ipc = namespaces("self").get("ipc").copied();
@@ -55,7 +56,10 @@ pub(super) fn check(tree: &Tree, options: &SourceOptions, report: &mut Report) {
                     let advice = "restart the program after the upgrade that replaced it, or raise the limit";
                     say(Severity::Blocks, Force::Overridable, what, advice);
                 }
-            } else if mapping.is_shared_writable() && is_plain(name) {
+            } else if mapping.is_shared_writable()
+                && is_plain(name)
+                && !options.synced.iter().any(|tree| Path::new(name).starts_with(tree))
+            {
                 let what = "a file is mapped shared and writable; its content is not copied".into();
                 say(Severity::Risks, Force::Overridable, what, "keep it on storage that both hosts share");
             }

@@ -23,6 +23,12 @@ impl Destination {
         let plan = &self.receiver.plan;
         let limit = limit_of(self.offer.memory, plan.memory_limit);
         self.intake = Some(Intake::start(self.peer.link(), &self.workplace.images(), limit)?);
+        if !self.offer.along.is_empty() {
+            let (link, offer) = (self.peer.link(), &self.offer);
+            let sink = tokio::task::block_in_place(|| (plan.companion)(offer))?;
+            let intake = self.intake.as_mut().ok_or("no place for what comes along")?;
+            intake.take_along(link, sink);
+        }
         numbers::step_over(&self.offer.pids);
         self.copy
             .park(self.workplace.work(), self.receiver.restorer(&self.offer.restorer)?, (plan.handover)())
@@ -48,6 +54,10 @@ impl Destination {
                     self.tell_network_notes();
                     self.peer.say(Message::TakenOver).await?;
                 }
+                Message::Along(blobs) => match intake.along() {
+                    Some(along) => along.complete(blobs, patience).await?,
+                    None => return Err("the source sends what it did not offer".into()),
+                },
                 Message::Image(part) => intake.image(part)?,
                 Message::FinalState(state) => {
                     intake.complete(&state, patience).await?;
@@ -67,6 +77,9 @@ impl Destination {
         let store = self.intake.as_ref().ok_or("no page store")?.store();
         let (images, spaces) = (self.workplace.images(), std::mem::take(&mut self.spaces));
         self.copy.assemble(images, store, spaces, self.offer.restore).await?;
+        if let Some(along) = self.intake.as_mut().and_then(Intake::along) {
+            along.ready().await?;
+        }
         self.times.assemble_us = began.elapsed().as_micros() as u64;
         Ok(DestinationInput::Assembled)
     }
@@ -132,6 +145,11 @@ impl Destination {
     /// It runs; the rest of its pages follow from here.
     pub(super) async fn await_drained(&mut self) -> Result<DestinationInput, String> {
         self.hook_after(Stage::Running, None);
+        if let Some(along) = self.intake.as_mut().and_then(Intake::along)
+            && let Err(error) = along.commit().await
+        {
+            self.note(error);
+        }
         if let Err(error) = self.copy.wait_drained().await {
             self.note(format!("while handing pages over: {error}"));
         }

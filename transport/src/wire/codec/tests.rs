@@ -28,6 +28,7 @@ fn every_message() -> Vec<Message> {
         ports: vec![PortClaim { protocol: PortProtocol::Udp, address: [0; 4].into(), port: 53 }],
         limits: vec![LimitClaim { name: "Max open files".into(), hard: u64::MAX }],
         forced: Forced::Yes,
+        along: Vec::new(),
     };
     let image = ImageFile { name: "core-1.img".into(), crc: 7, size: 3, offset: 0, data: vec![1, 2, 3] };
     let state = FinalState {
