@@ -18,8 +18,7 @@ test:
 test-apps:
 	scripts/install-test-apps
 	cargo run --release --bin ferry -- setup
-	cargo test --release -p ferry --test apps_servers --test apps_postgresql --test oci -- --test-threads=1
-	cargo test --release -p ferry-engine --test oci -- --test-threads=1
+	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
 
 # Numbers into benches/results: how to read them is in benches/README.md. Root.
 bench:
