@@ -6,7 +6,7 @@ use super::container::{Container, Volumes, remove};
 use crate::journal::Side;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What is to be put right at the source once it is known where the container lives.
 /// It is written down before anything is changed, and may be done any number of times.
@@ -56,7 +56,7 @@ impl ContainerCare {
             Err(error) if error.is_missing() => return Ok(()),
             other => other?,
         };
-        if changed_files(&api, &self.id)?.is_empty() {
+        if changed_files(&api, &container)?.is_empty() {
             return remove(&api, &self.id, Volumes::Stay);
         }
         if container.name().ends_with(&kept_mark(&self.id)) {
@@ -99,9 +99,14 @@ pub fn kept_mark(id: &str) -> String {
     format!("-left-{}", id.get(..12).unwrap_or(id))
 }
 
-/// What a container changed of its image: paths within it.
-pub fn changed_files(api: &Api, id: &str) -> Result<Vec<String>, ApiError> {
-    let changes = api.get(&format!("/containers/{}/changes", escaped(id)))?;
+/// What a container changed of its image: paths within it. Where Docker made a place for
+/// a mount, nothing was changed.
+pub fn changed_files(api: &Api, container: &Container) -> Result<Vec<String>, ApiError> {
+    let changes = api.get(&format!("/containers/{}/changes", escaped(container.id())))?;
     let paths = changes.as_array().into_iter().flatten().filter_map(|change| change.get("Path")?.as_str());
-    Ok(paths.map(str::to_owned).collect())
+    let mounts = container.field("/Mounts").as_array().into_iter().flatten();
+    let mounts: Vec<&Path> =
+        mounts.filter_map(|mount| mount.get("Destination")?.as_str()).map(Path::new).collect();
+    let is_way = |path: &&str| mounts.iter().any(|mount| mount.starts_with(path));
+    Ok(paths.filter(|path| !is_way(path)).map(str::to_owned).collect())
 }

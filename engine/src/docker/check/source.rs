@@ -152,7 +152,7 @@ fn mounts(container: &Container, report: &mut Report) {
 
 /// What it wrote beside its mounts.
 fn changed_files(api: &Api, container: &Container, report: &mut Report) {
-    let changed = aftercare::changed_files(api, container.id()).unwrap_or_default();
+    let changed = aftercare::changed_files(api, container).unwrap_or_default();
     if changed.is_empty() {
         return;
     }
