@@ -126,6 +126,11 @@ pub fn kill_process_with_open(log: &Path) {
         if fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == log)) {
             let pid = entry.file_name().to_str().unwrap().parse().unwrap();
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+            // Dead, whether or not somebody has asked how it died.
+            let stat = format!("/proc/{pid}/stat");
+            while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }
