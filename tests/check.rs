@@ -120,9 +120,14 @@ fn what_cannot_be_asked_is_an_error() {
         return eprintln!("skipped: {reason}");
     }
     let place = tempfile::tempdir().unwrap();
-    for (target, says) in [("pid:x", "is not a target"), ("pid:2147483647", "there is no process")] {
+    let wrong = [
+        ("pid:x", 2, "the number of a process is expected"),
+        ("web", 2, "expected pid:N, runc:ID or docker:NAME"),
+        ("pid:2147483647", 1, "there is no process"),
+    ];
+    for (target, code, says) in wrong {
         let output = ferry(place.path(), &["check", target]);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(says), "{output:?}");
     }
 }
