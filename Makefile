@@ -16,7 +16,8 @@ test:
 test-apps:
 	scripts/install-test-apps
 	cargo run --release --bin ferry -- setup
-	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
+	cargo test --release -p ferry --test apps_servers --test apps_postgresql --test oci -- --test-threads=1
+	cargo test --release -p ferry-engine --test oci -- --test-threads=1
 
 # Docker containers, with engines of the test's own.
 test-docker:

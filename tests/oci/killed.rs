@@ -119,7 +119,8 @@ fn migrate_to<'lab>(here: &'lab Host, there: &Host, id: &str, at: Side, place: &
 fn leftover(host: &Host, id: &str) -> Option<String> {
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", host.first_process())).unwrap();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    let ours = |point: &&str| point.contains(id) || point.contains("cgyard");
+    // A host sees the machine's mounts too; what ferry makes is on its own /run.
+    let ours = |point: &&str| point.contains(id) || point.starts_with("/run/") && point.contains("cgyard");
     let directory = format!("/run/runc/{id}");
     points.filter(ours).map(String::from).next().or(host.path(&directory).exists().then_some(directory))
 }

@@ -240,6 +240,11 @@ impl Swrk {
         }
     }
 
+    /// Whether a container runtime is at the other end of the conversation.
+    pub fn has_runtime(&self) -> bool {
+        self.runtime.is_some()
+    }
+
     /// Has a runtime do now what it does at the stage that CRIU waits at, which stays
     /// unanswered.
     pub fn consult_runtime(&mut self) -> Result<(), RpcError> {

@@ -158,6 +158,12 @@ impl HeldRestore for Held {
         }
         about_to_run();
         match swrk.answer(true).and_then(|()| swrk.advance_to(&["post-resume"], PATIENCE)) {
+            Ok(Reached::Stage { .. }) if swrk.has_runtime() => {
+                // A runtime that is not told of the end gives the container up, which
+                // runs by now: nobody hears that it runs before that is done.
+                finish(swrk);
+                Ok(())
+            }
             Ok(Reached::Stage { .. }) => {
                 finish_in_background(swrk);
                 Ok(())
@@ -207,22 +213,22 @@ impl Held {
     }
 }
 
-/// Answers CRIU's last words and reaps it, off the critical path.
-fn finish_in_background(mut swrk: Swrk) {
-    let finished = std::thread::Builder::new().name("criu-end".into()).spawn(move || {
-        let mut left = PATIENCE;
-        let began = Instant::now();
-        loop {
-            if swrk.answer(true).is_err() {
-                break;
-            }
-            match swrk.next(left) {
-                Ok(Said::Stage { .. }) => left = PATIENCE.saturating_sub(began.elapsed()),
-                Ok(Said::Done { .. }) | Err(_) => break,
-            }
+/// Answers CRIU's last words and sees it end.
+fn finish(mut swrk: Swrk) {
+    let mut left = PATIENCE;
+    let began = Instant::now();
+    while swrk.answer(true).is_ok() {
+        match swrk.next(left) {
+            Ok(Said::Stage { .. }) => left = PATIENCE.saturating_sub(began.elapsed()),
+            Ok(Said::Done { .. }) | Err(_) => break,
         }
-        swrk.wait();
-    });
+    }
+    swrk.wait();
+}
+
+/// The same off the critical path.
+fn finish_in_background(swrk: Swrk) {
+    let finished = std::thread::Builder::new().name("criu-end".into()).spawn(move || finish(swrk));
     if let Err(error) = finished {
         tracing::warn!(%error, "CRIU's end is not waited for");
     }
