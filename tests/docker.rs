@@ -242,8 +242,16 @@ fn what_fails_leaves_the_container_running_here_and_nothing_there() {
     // It went on, rather than died and was started again by Docker.
     let first = inspected(dock.here(), "looper2", "{{.State.StartedAt}}");
     let never_died = |when: &str| {
-        let (started, about) = (inspected(dock.here(), "looper2", "{{.State.StartedAt}}"), "{{json .State}}");
-        assert_eq!(started, first, "{when}: {}\n{}", inspected(dock.here(), "looper2", about), dock.logs());
+        let started = inspected(dock.here(), "looper2", "{{.State.StartedAt}}");
+        let died = "events --since 1h --until 0s --filter event=die --format {{.Time}}/exit={{.Actor.Attributes.exitCode}}";
+        let died = || dock.here().expect(died.split(' ')).unwrap_or_default();
+        let journals = || {
+            rig.here()
+                .run(Program::shell(format!("cat {STATE}/journal/*; cat /run/migrate.err")))
+                .unwrap()
+                .stdout
+        };
+        assert_eq!(started, first, "{when}: {}\n{}\n{}", died(), journals(), dock.logs());
     };
 
     // Given up in the freeze, at several moments of it.

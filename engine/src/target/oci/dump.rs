@@ -1,7 +1,7 @@
 //! The source's side: the runtime checkpoints, ferry decides when and how it ends.
 
 use super::members::{Members, innermost_pid};
-use super::relay::{Deed, Registration, place_wrapper};
+use super::relay::{Deed, Registration, place_own_wrapper};
 use super::runtime::{Call, Runtime, State};
 use super::setup::Setup;
 use super::stdio;
@@ -117,7 +117,7 @@ impl OciTarget {
         let Host { criu, relays, ferry } = &self.host;
         let registration = Registration::new(relays, &self.id, Deed::Checkpoint).map_err(problem)?;
         let scratch = tempfile::TempDir::new_in(relays).map_err(problem)?;
-        let wrapper = place_wrapper(scratch.path(), ferry, &criu.program, relays).map_err(problem)?;
+        let wrapper = place_own_wrapper(scratch.path(), ferry, relays).map_err(problem)?;
         let mut call =
             self.runtime.checkpoint(&self.id, &wrapper, scratch.path(), self.network()?).map_err(problem)?;
         let launch = Launch { criu: &criu.program, shim: criu.shim.as_deref(), pages: self.pages };

@@ -247,6 +247,12 @@ pub fn place_wrapper(
     Ok(path)
 }
 
+/// The same for a runtime that an engine starts itself. Where the engine is gone there is
+/// no CRIU: the runtime's checkpoint would go on without it, and end the container.
+pub fn place_own_wrapper(directory: &Path, ferry: &Path, registrations: &Path) -> io::Result<PathBuf> {
+    place_wrapper(directory, ferry, Path::new("/bin/false"), registrations)
+}
+
 /// A path as one word of a shell.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))

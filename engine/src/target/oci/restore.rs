@@ -1,6 +1,6 @@
 //! The destination's side: the runtime restores, ferry holds the copy and decides.
 
-use super::relay::{Deed, Registration, place_wrapper};
+use super::relay::{Deed, Registration, place_own_wrapper};
 use super::runtime::{Call, Runtime};
 use super::setup::Setup;
 use super::stdio;
@@ -66,7 +66,7 @@ impl OciRestorer {
         // runc reads it from where it believes the images to be.
         let descriptors = serde_json::to_vec(&self.setup.descriptors).map_err(|e| problem(e.into()))?;
         std::fs::write(scratch.join("descriptors.json"), descriptors).map_err(problem)?;
-        let wrapper = place_wrapper(&scratch, ferry, &criu.program, relays).map_err(problem)?;
+        let wrapper = place_own_wrapper(&scratch, ferry, relays).map_err(problem)?;
         let streams = stdio::here(&self.setup.streams, &self.setup.bundle).map_err(problem)?;
         let call =
             self.runtime.restore(id, &self.setup.bundle, &wrapper, &scratch, streams).map_err(problem)?;
