@@ -4,21 +4,24 @@
 demo:
 	cargo run --release --bin ferry -- demo
 
-# One build, then every suite. Real processes, a real CRIU, real container engines: root.
+# One build, then every suite but the real programs' (apps_*): real processes, a real CRIU,
+# real container engines. Root. Each call selects the whole workspace: another selection
+# has other features of the libraries, and would build them anew. The suites with an f
+# (faults, files) wait more than they work, so more of their tests run at once.
+FERRY = $${CARGO_TARGET_DIR:-target}/release/ferry
 test:
 	scripts/install-test-docker
 	cargo build --release --workspace --all-targets
-	cargo run --release --bin ferry -- setup
-	cargo test --release -p ferry-transport -p ferry-fuzz -p ferry-lab -p ferry-engine
-	cargo test --release -p ferry --bins --test lazy_dump --test check --test together --test connections --test files --test deadline --test demo
-	cargo test --release -p ferry --test oci --test docker --test docker_api -- --test-threads=3
-	cargo test --release -p ferry --test faults --test faults_criu -- --test-threads=5
+	$(FERRY) setup
+	cargo test --release --workspace --lib --bins --test '[!af]*'
+	cargo test --release --workspace --test 'f*' -- --test-threads=5
 
 # Real programs, each there and back three times.
 test-apps:
 	scripts/install-test-apps
-	cargo run --release --bin ferry -- setup
-	cargo test --release -p ferry --test apps_servers --test apps_postgresql -- --test-threads=1
+	cargo build --release --workspace --all-targets
+	$(FERRY) setup
+	cargo test --release --workspace --test 'apps_*' -- --test-threads=1
 
 # Numbers into benches/results: how to read them is in benches/README.md. Root.
 bench:
